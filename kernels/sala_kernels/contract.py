@@ -1,0 +1,58 @@
+"""Checks and choice shared by the operators' contracts."""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+
+def check_shapes(sizes: dict[str, int] | None = None, **tensors: tuple[torch.Tensor, str]) -> dict[str, int]:
+    """Check tensors against shapes written with shared symbols, such as ``queries=(q, "T Hq D")``.
+
+    A symbol takes the size it meets first and must keep it; a number stands for itself and ``_`` for
+    anything. Returns the symbols. Raises ValueError naming tensor, dimension, expected and got.
+    """
+    sizes = dict(sizes or {})
+    for name, (tensor, shape) in tensors.items():
+        symbols = shape.split()
+        if tensor.ndim != len(symbols):
+            raise ValueError(f"{name}: expected shape [{', '.join(symbols)}], got {list(tensor.shape)}")
+        for symbol, size in zip(symbols, tensor.shape, strict=True):
+            expected = int(symbol) if symbol.isdigit() else sizes.setdefault(symbol, size)
+            if symbol != "_" and size != expected:
+                raise ValueError(f"{name}: expected {symbol} = {expected}, got shape {list(tensor.shape)}")
+    return sizes
+
+
+def check_dtypes(dtype: torch.dtype, **tensors: torch.Tensor) -> None:
+    """Raise TypeError unless every tensor has ``dtype``."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
+
+
+def check_groups(query_heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless the query heads divide evenly over the KV heads."""
+    if query_heads % kv_heads:
+        raise ValueError(f"query heads {query_heads} must be a multiple of KV heads {kv_heads}")
+
+
+def implementation_of(operator: str, name: str | None, tensor: torch.Tensor) -> ModuleType:
+    """The module that computes ``operator``: ``name`` if given, else Triton on CUDA and the reference elsewhere.
+
+    An explicit name never falls back. Raises ValueError for an unknown one.
+    """
+    chosen = name or default_implementation(tensor.device)
+    if chosen not in ("reference", "triton"):
+        raise ValueError(f"implementation: got {chosen!r}, allowed are 'reference' and 'triton'")
+    return importlib.import_module(f"{operator}.{chosen}")
+
+
+def default_implementation(device: torch.device) -> str:
+    """Name of the implementation that serves tensors on ``device``."""
+    return "triton" if device.type == "cuda" else "reference"
+
+
+def working_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The precision in which a reference computes: float32, or float64 for float64 inputs."""
+    return torch.promote_types(tensor.dtype, torch.float32)

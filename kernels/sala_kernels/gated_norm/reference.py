@@ -1,0 +1,18 @@
+"""The specification of gated_norm in code."""
+
+import torch
+
+from sala_kernels.contract import working_dtype
+
+
+def gated_norm(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    mean_square: torch.Tensor | None,
+) -> torch.Tensor:
+    wide = x.to(working_dtype(x))
+    power = wide.pow(2).mean(-1) if mean_square is None else mean_square
+    normed = (wide * (power + eps).rsqrt()[:, None]).to(x.dtype) * weight
+    return normed * gate.to(wide.dtype).sigmoid().to(x.dtype)

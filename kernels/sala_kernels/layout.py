@@ -1,0 +1,101 @@
+"""What every sparse operator shares: the geometry of blocks and windows, and where a request's tokens lie.
+
+Symbols: ``T`` query rows of the step, ``B`` requests, ``Hq``/``Hkv`` query/KV heads, ``G = Hq/Hkv``,
+``D`` head dimension, ``K_SEL`` selected blocks, ``NB`` blocks of a request.
+
+Compressed keys are addressed by *slots*. Slot ``c`` of a stride ``s`` holds the mean over the window of
+keys that ends with token ``s·(c+1) − 1``, so slot ``c`` exists once that token does, is visible to query
+``t`` iff ``c < (t+1)//s``, and lies in the page of its window's last token. Window ``j`` of the model
+specification is slot ``j + overlap``; the first ``overlap`` slots would begin before the prompt and stay
+unused.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+COARSE_FACTOR = 4  # K2 windows and strides are four times those of K1
+
+
+@dataclass(frozen=True)
+class SparseGeometry:
+    """Sizes of InfLLM-V2 block-sparse attention; the defaults are the released ones.
+
+    Units are tokens (``*_size``, ``kernel_stride``, ``dense_len``) or blocks (``*_blocks``).
+    ``local_blocks`` counts the blocks before the current one; the current one is always taken too.
+    """
+
+    block_size: int = 64
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    local_blocks: int = 32
+    selected_blocks: int = 96
+    dense_len: int = 8192
+
+    @property
+    def fine_rows(self) -> int:
+        """K1 slots per page."""
+        return self.block_size // self.kernel_stride
+
+    @property
+    def coarse_stride(self) -> int:
+        return COARSE_FACTOR * self.kernel_stride
+
+    @property
+    def coarse_rows(self) -> int:
+        """K2 slots per page."""
+        return self.block_size // self.coarse_stride
+
+    @property
+    def page_rows(self) -> int:
+        """Compressed rows that live with one page: K1 slots, then K2 slots."""
+        return self.fine_rows + self.coarse_rows
+
+    @property
+    def overlap(self) -> int:
+        """Strides by which a window reaches back beyond its own; the same for K1 and K2."""
+        return self.kernel_size // self.kernel_stride - 1
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """The requests of one step and where their tokens lie in the paged pools.
+
+    query_start: [B+1] int32; request b owns rows query_start[b] … query_start[b+1]−1 of the step.
+    kv_lens: [B] int32; tokens of the request including this step's. Its queries are the last of them.
+    sparse: [B] bool; True selects blocks, False attends to every block.
+    request_rows: [B] int64; the request's row of ``token_slots``.
+    token_slots: [R, max_tokens] int32; pool slot of each token. Pages are blocks, so block j of a request
+        lies in page ``token_slots[row, j·block_size] // block_size``.
+    max_query_tokens, max_kv_tokens: host-side upper bounds on a request's rows and length; they size
+        launch grids and scratch, never results.
+    """
+
+    query_start: torch.Tensor
+    kv_lens: torch.Tensor
+    sparse: torch.Tensor
+    request_rows: torch.Tensor
+    token_slots: torch.Tensor
+    max_query_tokens: int
+    max_kv_tokens: int
+
+    @property
+    def size(self) -> int:
+        return self.kv_lens.shape[0]
+
+    def rows(self, request: int) -> tuple[slice, torch.Tensor]:
+        """Rows of the step that belong to ``request``, and their positions [rows] int64. Reads the device."""
+        start, end = self.query_start[request : request + 2].tolist()
+        length = int(self.kv_lens[request])
+        positions = torch.arange(length - (end - start), length, device=self.kv_lens.device)
+        return slice(start, end), positions
+
+    def slots(self, request: int) -> torch.Tensor:
+        """Pool slots of all tokens of ``request``, [kv_len] int64. Reads the device."""
+        row = self.token_slots[self.request_rows[request]]
+        return row[: int(self.kv_lens[request])].long()
+
+    def pages(self, request: int, block_size: int) -> torch.Tensor:
+        """Pages of ``request`` in order, [NB] int64. Reads the device."""
+        return self.slots(request)[::block_size] // block_size

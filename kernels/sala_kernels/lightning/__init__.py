@@ -1,0 +1,86 @@
+"""Lightning attention: linear attention with a constant decay per head (Lightning Attention-2, arXiv 2401.04658).
+
+``S_t = λ·S_{t−1} + k_t·v_tᵀ`` and ``o_t = scale·S_tᵀ·q_t`` with ``λ = exp(log_decay)``, per head.
+"""
+
+import torch
+
+from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
+
+CHUNK_TOKENS = 64
+
+
+def lightning_chunk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    snapshot_tokens: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+    *,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """Chunk form, for requests with many rows in the step.
+
+    q, k, v: [T, H, D]; request b owns rows query_start[b] … query_start[b+1]−1 (query_start [B+1] int32).
+    states: [slots, H, D (of k), D (of v)] float32; read as the state before the step, written in place.
+    state_slots: [B] int32; −1 skips the request, whose rows are then 0.
+    snapshot_slots: [B] int32; where to store the state after ``snapshot_tokens[b]`` rows of the request as
+    well, −1 for nowhere. snapshot_tokens [B] int32 must be a multiple of CHUNK_TOKENS, at most the rows.
+    log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better (on a
+    GPU with TF32 products). Raises ValueError or TypeError on a shape or dtype that does not fit.
+    """
+    _check(q, k, v, states, state_slots, snapshot_slots, log_decay)
+    check_shapes(
+        {"B": state_slots.shape[0], "B+1": state_slots.shape[0] + 1},
+        query_start=(query_start, "B+1"),
+        snapshot_tokens=(snapshot_tokens, "B"),
+    )
+    check_dtypes(torch.int32, query_start=query_start, snapshot_tokens=snapshot_tokens)
+    module = implementation_of(__name__, implementation, q)
+    return module.lightning_chunk(
+        q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale
+    )
+
+
+def lightning_recurrent(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+    *,
+    implementation: str | None = None,
+) -> torch.Tensor:
+    """Recurrent form, one row per request: q, k, v [B, H, D]; everything else as in lightning_chunk.
+
+    The state after the row is stored in ``snapshot_slots[b]`` too unless that is −1.
+    """
+    _check(q, k, v, states, state_slots, snapshot_slots, log_decay)
+    check_shapes({"B": q.shape[0]}, state_slots=(state_slots, "B"))
+    module = implementation_of(__name__, implementation, q)
+    return module.lightning_recurrent(q, k, v, states, state_slots, snapshot_slots, log_decay, scale)
+
+
+def _check(q, k, v, states, state_slots, snapshot_slots, log_decay) -> None:
+    check_shapes(
+        q=(q, "T H D"),
+        k=(k, "T H D"),
+        v=(v, "T H D"),
+        states=(states, "_ H D D"),
+        state_slots=(state_slots, "B"),
+        snapshot_slots=(snapshot_slots, "B"),
+        log_decay=(log_decay, "H"),
+    )
+    check_dtypes(q.dtype, k=k, v=v)
+    check_dtypes(torch.int32, state_slots=state_slots, snapshot_slots=snapshot_slots)
+    check_dtypes(torch.float32, log_decay=log_decay)
+    if states.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"states: expected dtype float32 (or float64 in references), got {states.dtype}")

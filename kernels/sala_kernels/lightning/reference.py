@@ -1,0 +1,77 @@
+"""The specification of lightning attention in code."""
+
+import torch
+
+from sala_kernels.lightning import CHUNK_TOKENS
+
+
+def lightning_chunk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    query_start: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    snapshot_tokens: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    output = torch.zeros_like(q)
+    starts = query_start.tolist()
+    for request, slot in enumerate(state_slots.tolist()):
+        if slot < 0:
+            continue
+        state = states[slot].clone()
+        for begin in range(starts[request], starts[request + 1], CHUNK_TOKENS):
+            rows = slice(begin, min(begin + CHUNK_TOKENS, starts[request + 1]))
+            result, state = chunk_step(q[rows], k[rows], v[rows], state, log_decay, scale)
+            output[rows] = result.to(output.dtype)
+            if snapshot_slots[request] >= 0 and rows.stop - starts[request] == snapshot_tokens[request]:
+                states[snapshot_slots[request]] = state
+        states[slot] = state
+    return output
+
+
+def chunk_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    state: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One chunk of one request: q, k, v [n, H, D] and state [H, D, D] -> output [n, H, D], new state."""
+    q, k, v, decay = (x.to(state.dtype) for x in (q, k, v, log_decay))
+    row = torch.arange(len(q), device=q.device, dtype=state.dtype)
+    # λ^(i−j) from the difference: λ^i·λ^(−j) would overflow for the fastest heads.
+    distance = row[:, None] - row
+    mask = (decay[:, None, None] * distance.clamp(min=0)).exp().masked_fill(distance < 0, 0)
+    inside = (torch.einsum("ihd,jhd->hij", q, k) * mask) @ v.transpose(0, 1)
+    before = (decay[:, None] * (row + 1)).exp()[..., None] * torch.einsum("ihd,hde->hie", q, state)
+    left = (decay[:, None] * (len(q) - 1 - row)).exp()
+    state = (decay * len(q)).exp()[:, None, None] * state + torch.einsum("hj,jhd,jhe->hde", left, k, v)
+    return scale * (inside + before).transpose(0, 1), state
+
+
+def lightning_recurrent(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    output = torch.zeros_like(q)
+    for request, slot in enumerate(state_slots.tolist()):
+        if slot < 0:
+            continue
+        update = torch.einsum("hd,he->hde", k[request].to(states.dtype), v[request].to(states.dtype))
+        state = log_decay.to(states.dtype).exp()[:, None, None] * states[slot] + update
+        output[request] = (scale * torch.einsum("hd,hde->he", q[request].to(states.dtype), state)).to(q.dtype)
+        states[slot] = state
+        if snapshot_slots[request] >= 0:
+            states[snapshot_slots[request]] = state
+    return output

@@ -1,0 +1,32 @@
+"""The specification of qk_norm_rope in code."""
+
+import torch
+
+from sala_kernels.contract import working_dtype
+
+
+def qk_norm_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    positions: torch.Tensor,
+    inv_freq: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Angles are float32 in every precision: the model's own tables are.
+    angles = (positions.float()[:, None] * inv_freq)[:, None]
+    return tuple(
+        _rotate(_norm(x, weight, eps), angles) for x, weight in ((q, q_weight), (k, k_weight))
+    )
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.to(working_dtype(x))
+    return (wide * (wide.pow(2).mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype) * weight
+
+
+def _rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    first, second = x.to(working_dtype(x)).chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
