@@ -249,7 +249,9 @@ def _sparse_geometry(given: dict) -> SparseGeometry:
         refuse("sparse_config.block_size", block, "16, 32, 64, 128 or 256")
     if block % (COARSE_FACTOR * stride):
         refuse(
-            "sparse_config.kernel_stride", stride, f"divisors of block_size / {COARSE_FACTOR} = {block // COARSE_FACTOR}"
+            "sparse_config.kernel_stride",
+            stride,
+            f"divisors of block_size / {COARSE_FACTOR} = {block // COARSE_FACTOR}",
         )
     if kernel % stride or kernel > block:
         refuse("sparse_config.kernel_size", kernel, f"multiples of kernel_stride = {stride} up to block_size = {block}")

@@ -22,8 +22,6 @@ def compress_keys(
     Means are accumulated in float32 or better and rounded once. Raises ValueError or TypeError on a
     shape or dtype that does not fit.
     """
-    check_shapes(
-        {"R": geometry.page_rows}, keys=(keys, "_ Hkv D"), compressed=(compressed, "_ Hkv R D")
-    )
+    check_shapes({"R": geometry.page_rows}, keys=(keys, "_ Hkv D"), compressed=(compressed, "_ Hkv R D"))
     check_dtypes(keys.dtype, compressed=compressed)
     implementation_of(__name__, implementation, keys).compress_keys(keys, compressed, batch, geometry)

@@ -6,9 +6,7 @@ from sala_kernels.contract import working_dtype
 from sala_kernels.layout import COARSE_FACTOR, PagedBatch, SparseGeometry
 
 
-def compress_keys(
-    keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry
-) -> None:
+def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry) -> None:
     fine, coarse = compressed.split([geometry.fine_rows, geometry.coarse_rows], dim=2)
     for request in range(batch.size):
         slots = batch.slots(request)

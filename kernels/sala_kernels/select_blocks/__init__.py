@@ -26,9 +26,7 @@ def select_blocks(
     it; initial, local and current blocks come first; ties go to the lowest block. Raises ValueError or
     TypeError on a shape or dtype that does not fit.
     """
-    sizes = check_shapes(
-        {"R": geometry.page_rows}, queries=(queries, "T Hq D"), compressed=(compressed, "_ Hkv R D")
-    )
+    sizes = check_shapes({"R": geometry.page_rows}, queries=(queries, "T Hq D"), compressed=(compressed, "_ Hkv R D"))
     check_groups(sizes["Hq"], sizes["Hkv"])
     check_dtypes(queries.dtype, compressed=compressed)
     module = implementation_of(__name__, implementation, queries)

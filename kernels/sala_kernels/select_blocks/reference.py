@@ -25,9 +25,7 @@ def select_blocks(
         fine, coarse = pages.transpose(0, 1).split([geometry.fine_rows, geometry.coarse_rows], dim=2)
         for chunk in torch.arange(rows.start, rows.stop).split(QUERY_CHUNK):
             at = positions[chunk - rows.start]
-            scores = block_scores(
-                queries[chunk], fine.flatten(1, 2), coarse.flatten(1, 2), at, geometry, scale
-            )
+            scores = block_scores(queries[chunk], fine.flatten(1, 2), coarse.flatten(1, 2), at, geometry, scale)
             selected[chunk] = top_blocks(scores, at, geometry)
     return selected
 
