@@ -62,7 +62,7 @@ def top_blocks(scores: torch.Tensor, positions: torch.Tensor, geometry: SparseGe
     current = (positions // geometry.block_size)[:, None, None]
     forced = (blocks < geometry.init_blocks) | (blocks >= current - geometry.local_blocks)
     ranked = scores.masked_fill(forced, torch.inf).masked_fill(blocks > current, -torch.inf)
-    values, order = ranked.sort(-1, descending=True, stable=True)
+    values, order = ranked.sort(dim=-1, descending=True, stable=True)
     order = order.masked_fill(values == -torch.inf, scores.shape[-1])[..., : geometry.selected_blocks]
     order = order.sort(-1).values
     missing = geometry.selected_blocks - order.shape[-1]

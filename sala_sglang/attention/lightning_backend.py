@@ -1,0 +1,91 @@
+"""SGLang linear-attention backend of the lightning layers, over SGLang's pool of recurrent states."""
+
+import torch
+from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sglang.srt.layers.attention.hybrid_linear_attn_backend import MambaAttnBackendBase
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.runtime_context import get_parallel
+
+from sala_sglang.attention.plan import StatePlan, state_decode, state_extend
+
+
+class LightningBackend(MambaAttnBackendBase):
+    """Chunk form in prefill, recurrent form in decode. Snapshots for the prefix cache are written by the kernels."""
+
+    def __init__(self, runner: ModelRunner):
+        super().__init__(runner)
+        geometry = runner.model_config.hf_config.lightning_geometry
+        parallel = get_parallel()
+        # Slopes belong to heads of the whole model: a shard takes its part of the global list.
+        shard = geometry.log_decay().chunk(parallel.attn_tp_size)[parallel.attn_tp_rank]
+        self.log_decay = shard.to(runner.device)
+        self.plan: StatePlan
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch):
+        mapped = self.req_to_token_pool.get_mamba_indices(forward_batch.req_pool_indices)
+        slots = self._translate_mamba_indices(mapped).int()
+        if forward_batch.forward_mode.is_decode():
+            self.plan = state_decode(forward_batch, slots, forward_batch.mamba_track_indices)
+        elif forward_batch.forward_mode.is_extend():
+            self.plan = state_extend(forward_batch, slots)
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+        # forward_metadata holds static buffers here; the base class refreshes them before every replay.
+        static = self.forward_metadata
+        self.plan = state_decode(forward_batch, static.mamba_cache_indices, static.mamba_track_indices)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        """q [T, H·D], k and v [T, H, D] -> [T, H·D]."""
+        plan = self.plan
+        output = lightning_chunk(
+            q.view(k.shape),
+            k,
+            v,
+            self._states(layer),
+            plan.state_slots,
+            plan.query_start,
+            plan.snapshot_slots,
+            plan.snapshot_tokens,
+            self.log_decay,
+            layer.scaling,
+        )
+        return output.flatten(1)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        """As forward_extend, with one row per request."""
+        plan = self.plan
+        output = lightning_recurrent(
+            q.view(k.shape),
+            k,
+            v,
+            self._states(layer),
+            plan.state_slots,
+            plan.snapshot_slots,
+            self.log_decay,
+            layer.scaling,
+        )
+        return output.flatten(1)
+
+    def _states(self, layer: RadixAttention) -> torch.Tensor:
+        """States [slots, H, D, D] float32 of a layer."""
+        return self.req_to_token_pool.mamba2_layer_cache(layer.layer_id).temporal

@@ -1,0 +1,73 @@
+"""KV pool of the sparse layers with the compressed keys as its companion, and what a token of it costs."""
+
+from contextlib import nullcontext
+
+import torch
+from sala_kernels.layout import SparseGeometry
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
+
+
+def compressed_bytes_per_token(
+    geometry: SparseGeometry, layers: int, kv_heads: int, head_dim: int, itemsize: int
+) -> int:
+    """Bytes of compressed keys per token of KV over all layers, rounded up (released values: 320 at bf16)."""
+    page_bytes = layers * kv_heads * geometry.page_rows * head_dim * itemsize
+    return -(-page_bytes // geometry.block_size)
+
+
+class SalaKVPool(MHATokenToKVPool):
+    """Keys and values of the sparse layers; every page also holds its compressed keys.
+
+    ``compressed[i]``: [pages, Hkv, page_rows, D] of the i-th sparse layer. A compressed row lives with the
+    page of the last token of its window, so it depends only on the prefix that the page ends and is shared,
+    evicted and reused exactly as the page is.
+    """
+
+    geometry: SparseGeometry  # set by pool_class
+
+    def _create_buffers(self):
+        super()._create_buffers()
+        # One page beyond the capacity: page 0 takes the writes of padding rows.
+        pages = self.size // self.page_size + 1
+        shape = (pages, self.head_num, self.geometry.page_rows, self.head_dim)
+        memory_pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), memory_pool:
+            self.compressed = [
+                torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)
+            ]
+
+    def _clear_buffers(self):
+        super()._clear_buffers()
+        del self.compressed
+
+    def get_kv_size_bytes(self):
+        """Bytes of keys, compressed ones included, and of values."""
+        key_bytes, value_bytes = super().get_kv_size_bytes()
+        return key_bytes + sum(rows.nbytes for rows in self.compressed), value_bytes
+
+    def get_cpu_copy(self, indices, mamba_indices=None, req_pool_index=None):
+        pages = self._pages(indices)
+        return super().get_cpu_copy(indices), [rows[pages].cpu() for rows in self.compressed]
+
+    def load_cpu_copy(self, kv_cache_cpu, indices, mamba_indices=None, req_pool_index=None):
+        keys_values, saved = kv_cache_cpu
+        super().load_cpu_copy(keys_values, indices)
+        pages = self._pages(indices)
+        for rows, copy in zip(self.compressed, saved, strict=True):
+            rows[pages] = copy.to(rows.device)
+
+    def _pages(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices[:: self.page_size] // self.page_size
+
+
+def pool_class(geometry: SparseGeometry) -> type[SalaKVPool]:
+    """The pool class of a model: SGLang constructs pools by class and passes no model geometry."""
+    return type("SalaKVPool", (SalaKVPool,), {"geometry": geometry})
+
+
+def layer_buffers(pool: HybridLinearKVPool, layer_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values [slots, Hkv, D] and compressed keys [pages, Hkv, page_rows, D] of a sparse layer."""
+    keys, values = pool.get_kv_buffer(layer_id)  # waits for a layer that is being loaded
+    compact_id = pool.full_attention_layer_id_mapping[layer_id]
+    return keys, values, pool.full_kv_pool.compressed[compact_id]

@@ -1,0 +1,86 @@
+"""SGLang attention backend of the sparse (InfLLM-V2) layers: write KV, compress, select, attend."""
+
+import torch
+from sala_kernels.compress_keys import compress_keys
+from sala_kernels.layout import PagedBatch
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sparse_attention import sparse_attention
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.model_runner import ModelRunner
+from sglang.srt.runtime_context import get_parallel
+
+from sala_sglang.attention.plan import paged_decode, paged_extend
+from sala_sglang.attention.pools import layer_buffers
+from sala_sglang.options import dense_len_tokens
+
+
+class SparseBackend(AttentionBackend):
+    """Serves every forward mode through the same operators; the plan tells them which rows are whose."""
+
+    def __init__(self, runner: ModelRunner):
+        super().__init__()
+        config = runner.model_config.hf_config
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        self.req_to_token_pool = runner.req_to_token_pool
+        self.max_context_len = runner.model_config.context_len
+        self.geometry = config.sparse_geometry
+        self.dense_len = dense_len_tokens(config)
+        self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
+        self.plan: PagedBatch
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch):
+        if forward_batch.forward_mode.is_decode():
+            self.init_forward_metadata_in_graph(forward_batch)
+        elif forward_batch.forward_mode.is_extend():
+            self.plan = paged_extend(forward_batch, self.req_to_token_pool.req_to_token, self.dense_len)
+
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+        self.plan = paged_decode(
+            forward_batch, self.req_to_token_pool.req_to_token, self.dense_len, self.max_context_len
+        )
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+        """Nothing to allocate: the plan of a captured step is recorded over the graph runner's buffers."""
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return 1
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs,
+    ) -> torch.Tensor:
+        """q [T, Hq·D], k and v [T, Hkv, D] -> [T, Hq·D]."""
+        if save_kv_cache:
+            self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc.for_batch(forward_batch), k, v)
+        keys, values, compressed = layer_buffers(self.token_to_kv_pool, layer.layer_id)
+        queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        compress_keys(keys, compressed, self.plan, self.geometry)
+        blocks = select_blocks(self._whole_groups(queries), compressed, self.plan, self.geometry, layer.scaling)
+        output = sparse_attention(queries, keys, values, blocks, self.plan, self.geometry, layer.scaling)
+        return output.flatten(1)
+
+    forward_decode = forward_extend
+
+    def _whole_groups(self, queries: torch.Tensor) -> torch.Tensor:
+        """Query heads of every whole group whose KV head is here: [T, Hq of those groups, D].
+
+        A block's score sums over all heads of its group. Where ranks outnumber KV heads a rank computes a
+        part of a group, so for the selection it gathers the rest; ranks with the same KV head then select
+        from equal inputs.
+        """
+        local_heads = queries.shape[1]
+        if local_heads >= self.heads_per_group:
+            return queries
+        parallel = get_parallel()
+        everywhere = parallel.attn_tp_group.all_gather(queries.contiguous(), dim=1)
+        first = parallel.attn_tp_rank * local_heads // self.heads_per_group * self.heads_per_group
+        return everywhere[:, first : first + self.heads_per_group]

@@ -1,0 +1,1 @@
+"""SGLang model classes; SGLang imports this package as its external model package."""

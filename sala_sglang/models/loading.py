@@ -1,0 +1,81 @@
+"""Loading of released tensors into the merged, sharded parameters of the served model."""
+
+from collections.abc import Iterable
+
+import torch
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from torch import nn
+
+from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
+from sala_sglang.weights import tensor_shapes
+
+# Projections that share an input are one parameter; the position in the tuple is the shard.
+MERGED_MIXER = {
+    SPARSE: (
+        "self_attn.qkvg_proj",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_gate"),
+    ),
+    LIGHTNING: (
+        "self_attn.qkvz_proj",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.z_proj"),
+    ),
+}
+MERGED_MLP = ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"))
+
+
+class WeightLoader:
+    """Places tensors by their released names.
+
+    The first load must bring every tensor; later ones (weight updates of a running server) may bring any part.
+    Raises ValueError naming tensors that are unknown, missing or of the wrong shape.
+    """
+
+    def __init__(self, config: SALAConfig) -> None:
+        self.config = config
+        self.shapes = tensor_shapes(config)
+        self.complete = False
+
+    def load(self, model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        parameters = dict(model.named_parameters())
+        seen = set()
+        for name, tensor in weights:
+            self._check(name, tensor)
+            self._place(model, parameters, name, tensor)
+            seen.add(name)
+        if not self.complete and (missing := self.shapes.keys() - seen):
+            raise ValueError(f"the checkpoint lacks {len(missing)} tensors: {_some(missing)}")
+        self.complete = True
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        expected = self.shapes.get(name)
+        if expected is None:
+            raise ValueError(f"the checkpoint has an unknown tensor: {name}")
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"the checkpoint's {name} has shape {list(tensor.shape)}, expected {list(expected)}")
+
+    def _place(self, model: nn.Module, parameters: dict, name: str, tensor: torch.Tensor) -> None:
+        target, shard = self._target(name)
+        parameter = parameters[target]
+        if shard is None:
+            getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+            return
+        if "qkvg_proj" in target and name.endswith(("k_proj.weight", "v_proj.weight")):
+            mixer = model.get_submodule(target.removesuffix(".qkvg_proj.weight"))
+            heads = tensor.unflatten(0, (-1, mixer.head_dim))
+            tensor = heads.repeat_interleave(mixer.kv_copies, dim=0).flatten(0, 1)
+        parameter.weight_loader(parameter, tensor, shard)
+
+    def _target(self, name: str) -> tuple[str, int | None]:
+        """Parameter and shard that a released tensor goes to."""
+        if not name.startswith("model.layers."):
+            return name, None
+        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+        for merged, parts in (MERGED_MIXER[self.config.layer_kinds[int(layer)]], MERGED_MLP):
+            if part in parts:
+                return f"model.layers.{layer}.{merged}.weight", parts.index(part)
+        return name, None
+
+
+def _some(names: set[str], limit: int = 8) -> str:
+    shown = sorted(names)[:limit]
+    return ", ".join(shown) + (", …" if len(names) > limit else "")

@@ -1,0 +1,243 @@
+"""MiniCPM-SALA for SGLang. Formulas and rounding follow the released modelling code."""
+
+from collections.abc import Iterable
+
+import torch
+from sala_kernels.gated_norm import gated_norm
+from sala_kernels.qk_norm_rope import qk_norm_rope
+from sala_kernels.scaled_add_norm import scaled_add_norm
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.quantization.base_config import QuantizationConfig
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_loader.weight_utils import sharded_weight_loader
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import add_prefix, set_weight_attrs
+from torch import nn
+
+from sala_sglang.config import SPARSE, SALAConfig
+from sala_sglang.models.loading import WeightLoader
+from sala_sglang.plugin import prepare_worker
+
+
+class MLP(nn.Module):
+    def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden, [inner, inner], bias=False, quant_config=quant_config, prefix=add_prefix("gate_up_proj", prefix)
+        )
+        self.down_proj = RowParallelLinear(
+            inner, hidden, bias=False, quant_config=quant_config, prefix=add_prefix("down_proj", prefix)
+        )
+        self.act = SiluAndMul()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up, _ = self.gate_up_proj(x)
+        return self.down_proj(self.act(gate_up))[0]
+
+
+class SparseMixer(nn.Module):
+    """Grouped-query attention without positions (NoPE) over selected blocks, with a sigmoid output gate."""
+
+    def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        ranks = get_parallel().attn_tp_size
+        query_width = config.num_attention_heads * config.head_dim
+        # Where ranks outnumber KV heads, each rank holds a copy of the one that its query heads use.
+        kv_heads = max(config.num_key_value_heads, ranks)
+        self.kv_copies = kv_heads // config.num_key_value_heads
+        self.head_dim = config.head_dim
+        kv_width = kv_heads * config.head_dim
+        self.splits = [width // ranks for width in (query_width, kv_width, kv_width, query_width)]
+        self.qkvg_proj = MergedColumnParallelLinear(
+            config.hidden_size,
+            [query_width, kv_width, kv_width, query_width],
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("qkvg_proj", prefix),
+        )
+        self.o_proj = RowParallelLinear(
+            query_width,
+            config.hidden_size,
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("o_proj", prefix),
+        )
+        self.attn = RadixAttention(
+            config.num_attention_heads // ranks,
+            config.head_dim,
+            config.head_dim**-0.5,
+            num_kv_heads=kv_heads // ranks,
+            layer_id=layer_id,
+            prefix=add_prefix("attn", prefix),
+        )
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        q, k, v, gate = self.qkvg_proj(x)[0].split(self.splits, dim=-1)
+        return self.o_proj(self.attn(q, k, v, forward_batch) * gate.sigmoid())[0]
+
+
+class LightningMixer(nn.Module):
+    """Linear attention with constant decay: q/k norm and RoPE before it, norm over the full width and gate after."""
+
+    def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        geometry = config.lightning_geometry
+        self.ranks = get_parallel().attn_tp_size
+        self.width = geometry.num_heads * geometry.head_dim
+        self.head_dim, self.eps = geometry.head_dim, config.rms_norm_eps
+        self.qkvz_proj = MergedColumnParallelLinear(
+            config.hidden_size,
+            [self.width] * 4,
+            bias=False,
+            quant_config=quant_config,
+            prefix=add_prefix("qkvz_proj", prefix),
+        )
+        self.o_proj = RowParallelLinear(
+            self.width, config.hidden_size, bias=False, quant_config=quant_config, prefix=add_prefix("o_proj", prefix)
+        )
+        self.q_norm = RMSNorm(self.head_dim, eps=self.eps)
+        self.k_norm = RMSNorm(self.head_dim, eps=self.eps)
+        self.o_norm = RMSNorm(self.width // self.ranks, eps=self.eps)
+        set_weight_attrs(self.o_norm.weight, {"weight_loader": sharded_weight_loader(0)})
+        self.inv_freq = inverse_frequencies(config)
+        heads = geometry.num_heads // self.ranks
+        self.attn = RadixAttention(
+            heads,
+            self.head_dim,
+            geometry.scale,
+            num_kv_heads=heads,
+            layer_id=layer_id,
+            prefix=add_prefix("attn", prefix),
+        )
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        q, k, v, gate = self.qkvz_proj(x)[0].chunk(4, dim=-1)
+        q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+        q, k = qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps)
+        output = self.attn(q.flatten(1), k, v, forward_batch)
+        mean_square = self._mean_square(output) if self.ranks > 1 else None
+        return self.o_proj(gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square))[0]
+
+    def _mean_square(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean of x² over the full width of which x [T, W / ranks] is this rank's part: [T] float32."""
+        return get_parallel().attn_tp_group.all_reduce(x.float().square().sum(-1)) / self.width
+
+
+def inverse_frequencies(config: SALAConfig) -> torch.Tensor:
+    """Rotary frequencies θ^(−2j/D), [D/2] float32 on the current default device, computed in float64.
+
+    A plain attribute of the mixer: neither loading nor casting the model may touch it.
+    """
+    exponent = torch.arange(0, config.lightning_head_dim, 2, dtype=torch.float64) / config.lightning_head_dim
+    return (1.0 / config.rope_theta**exponent).float()
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        mixer = SparseMixer if config.layer_kinds[layer_id] == SPARSE else LightningMixer
+        self.self_attn = mixer(config, layer_id, quant_config, add_prefix("self_attn", prefix))
+        self.mlp = MLP(config, quant_config, add_prefix("mlp", prefix))
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.residual_scale, self.eps = config.residual_scale, config.rms_norm_eps
+
+    def forward(
+        self,
+        branch: torch.Tensor,
+        hidden: torch.Tensor,
+        branch_scale: float,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Join the previous branch to the residual stream, run mixer and MLP; the MLP's output stays a branch.
+
+        Every addition is thus fused with the norm that follows it.
+        """
+        x, hidden = scaled_add_norm(branch, hidden, branch_scale, self.input_layernorm.weight, self.eps)
+        x = self.self_attn(x, positions, forward_batch)
+        x, hidden = scaled_add_norm(x, hidden, self.residual_scale, self.post_attention_layernorm.weight, self.eps)
+        return self.mlp(x), hidden
+
+
+class MiniCPMSALAModel(nn.Module):
+    def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))
+            for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Normed hidden states [T, hidden_size]."""
+        branch = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        if forward_batch.forward_mode.is_idle():
+            return branch  # no rows: nothing to compute, and no backend has a plan
+        # The scaled embedding joins an empty residual stream.
+        hidden, scale = torch.zeros_like(branch), self.config.scale_emb
+        for layer in self.layers:
+            branch, hidden = layer(branch, hidden, scale, positions, forward_batch)
+            scale = self.config.residual_scale
+        return scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0]
+
+
+class MiniCPMSALAForCausalLM(nn.Module):
+    """The served model. Parameters load from the released names; unknown or missing ones are refused by name."""
+
+    def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
+        super().__init__()
+        prepare_worker()
+        check_parallel(config, get_parallel().attn_tp_size)
+        self.config = config
+        self.quant_config = quant_config
+        self.model = MiniCPMSALAModel(config, quant_config, add_prefix("model", prefix))
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
+        self.logits_processor = LogitsProcessor(config)
+        self.weight_loader = WeightLoader(config)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+    ):
+        hidden = self.model(input_ids, positions, forward_batch, input_embeds)
+        hidden = hidden / self.config.logit_divisor
+        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.weight_loader.load(self, weights)
+
+
+def check_parallel(config: SALAConfig, ranks: int) -> None:
+    """Raise ValueError unless the heads divide over ``ranks`` tensor-parallel ranks."""
+    for field in ("num_attention_heads", "lightning_nh", "intermediate_size"):
+        if getattr(config, field) % ranks:
+            raise ValueError(f"tensor-parallel size {ranks} must divide {field} = {getattr(config, field)}")
+    kv_heads = config.num_key_value_heads
+    if kv_heads % ranks and ranks % kv_heads:
+        raise ValueError(
+            f"tensor-parallel size {ranks} must divide num_key_value_heads = {kv_heads} or be its multiple"
+        )
+
+
+EntryClass = MiniCPMSALAForCausalLM

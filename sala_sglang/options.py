@@ -1,0 +1,36 @@
+"""The environment options of the plugin: each with its default, its effect and why it exists."""
+
+import os
+
+from sala_sglang.config import SALAConfig
+
+# Unset: the plugin serves MiniCPM-SALA. "1": SGLang runs as if the plugin were not installed.
+DISABLE = "SALA_DISABLE"
+
+# Unset: prompts below dense_len are dense. "1": every token selects blocks, as the flag --dense-as-sparse
+# asks for. The name is SGLang's own, so that scripts written for its built-in backend keep working.
+DENSE_AS_SPARSE = "SGLANG_MINICPM_DENSE_AS_SPARSE"
+
+# Unset: block selection from dense_len on. "1": full attention at every length, to compare against.
+FORCE_DENSE = "SGLANG_MINICPM_FORCE_DENSE"
+
+NEVER_SPARSE = 2**31 - 1  # tokens; longer than any context
+
+
+def is_set(name: str) -> bool:
+    """Whether the environment switches ``name`` on."""
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def dense_len_tokens(config: SALAConfig) -> int:
+    """Length from which requests select blocks, in tokens, after the environment's say.
+
+    Raises ValueError when both switches are on, since they contradict each other.
+    """
+    if is_set(DENSE_AS_SPARSE) and is_set(FORCE_DENSE):
+        raise ValueError(f"{DENSE_AS_SPARSE} and {FORCE_DENSE} are both on; allowed: one of them")
+    if is_set(DENSE_AS_SPARSE):
+        return 0
+    if is_set(FORCE_DENSE):
+        return NEVER_SPARSE
+    return config.sparse_geometry.dense_len
