@@ -1,0 +1,22 @@
+"""MiniCPM-SALA in plain PyTorch for the Auto classes of transformers; no compiled operator, any device.
+
+transformers finds a model by its type, and has no entry points for packages that add one. So import this
+package once; then the usual lines work, without ``trust_remote_code``::
+
+    import sala_sglang.hf
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(path)
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from sala_sglang.config import SALAConfig
+from sala_sglang.hf.cache import SALACache
+from sala_sglang.hf.modeling_minicpm_sala import MiniCPMSALAForCausalLM, MiniCPMSALAModel
+
+AutoConfig.register(SALAConfig.model_type, SALAConfig, exist_ok=True)
+AutoModel.register(SALAConfig, MiniCPMSALAModel, exist_ok=True)
+AutoModelForCausalLM.register(SALAConfig, MiniCPMSALAForCausalLM, exist_ok=True)
+
+__all__ = ["MiniCPMSALAForCausalLM", "MiniCPMSALAModel", "SALACache", "SALAConfig"]

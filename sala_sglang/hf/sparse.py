@@ -1,0 +1,110 @@
+"""InfLLM-V2 block-sparse attention of one sequence (arXiv 2509.24663), straight from the definition."""
+
+import torch
+from sala_kernels.layout import SparseGeometry
+
+QUERY_CHUNK = 256  # queries whose scores are held at a time
+
+
+def sparse_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    geometry: SparseGeometry,
+) -> torch.Tensor:
+    """Attention of the last T tokens of a sequence to the whole of it.
+
+    queries: [T, Hq, D], heads of one group adjacent; keys, values: [L, Hkv, D]. Dense causal attention while
+    L < ``geometry.dense_len``, else over the selected blocks. Returns [T, Hq, D] in the dtype of the queries.
+    """
+    length = len(keys)
+    fine = coarse = None
+    if length >= geometry.dense_len:
+        fine = compress(keys, geometry.kernel_size, geometry.kernel_stride)
+        coarse = compress(keys, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
+    positions = torch.arange(length - len(queries), length, device=queries.device)
+    token = torch.arange(length, device=queries.device)
+    outputs = []
+    first = length - len(queries)
+    for part, at in zip(queries.split(QUERY_CHUNK), positions.split(QUERY_CHUNK), strict=True):
+        first += len(part)
+        allowed = (token[:first] <= at[:, None])[:, None]
+        if fine is not None:
+            chosen = select_blocks(part, fine, coarse, at, length, geometry)
+            allowed = allowed & chosen[..., token[:first] // geometry.block_size]
+        outputs.append(_softmax_attention(part, keys[:first], values[:first], allowed))
+    return torch.cat(outputs)
+
+
+def compress(keys: torch.Tensor, size: int, stride: int) -> torch.Tensor:
+    """Mean of every full window: keys [L, Hkv, D] -> [n, Hkv, D]; window j covers tokens j·stride … j·stride+size−1."""
+    if len(keys) < size:
+        return keys[:0]
+    return keys.to(_work(keys)).unfold(0, size, stride).mean(-1).to(keys.dtype)
+
+
+@torch.no_grad()
+def select_blocks(
+    queries: torch.Tensor,
+    fine: torch.Tensor,
+    coarse: torch.Tensor,
+    positions: torch.Tensor,
+    length: int,
+    geometry: SparseGeometry,
+) -> torch.Tensor:
+    """Blocks of each query and KV head: queries [T, Hq, D] at ``positions`` [T] -> [T, Hkv, NB] bool.
+
+    fine, coarse: compressed keys [n, Hkv, D] of the sequence of ``length`` tokens.
+    """
+    blocks = torch.arange(-(-length // geometry.block_size), device=queries.device)
+    current = (positions // geometry.block_size)[:, None, None]
+    forced = (blocks < geometry.init_blocks) | (blocks >= current - geometry.local_blocks)
+    scores = _block_scores(_window_weights(queries, fine, coarse, positions, geometry), len(blocks), geometry)
+    scores = scores.masked_fill(forced, torch.inf).masked_fill(blocks > current, -torch.inf)
+    # A stable sort gives ties to the lowest block.
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : geometry.selected_blocks]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (blocks <= current)
+
+
+def _window_weights(queries, fine, coarse, positions, geometry):
+    """P of every fine window, [T, Hkv, n]: 0 where it ends after the query or no coarse window ends before it."""
+    work = _work(queries)
+    grouped = queries.to(work).unflatten(1, (fine.shape[1], -1))
+    scale = queries.shape[-1] ** -0.5
+    fine_logits = scale * torch.einsum("tkgd,nkd->tkgn", grouped, fine.to(work))
+    coarse_logits = scale * torch.einsum("tkgd,nkd->tkgn", grouped, coarse.to(work))
+    fine_hidden = _hidden(fine, positions, geometry.kernel_size, geometry.kernel_stride)
+    coarse_hidden = _hidden(coarse, positions, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
+
+    # The normaliser comes from the coarse windows, so the weights of the fine ones need not sum to 1.
+    normaliser = coarse_logits.masked_fill(coarse_hidden, -torch.inf).logsumexp(-1, keepdim=True)
+    weights = (fine_logits - normaliser).exp().masked_fill(fine_hidden | normaliser.isneginf(), 0)
+    return weights.sum(2).to(queries.dtype)
+
+
+def _hidden(windows, positions, size, stride):
+    """[T, 1, 1, n] bool: windows that do not lie wholly at or before the query."""
+    last = torch.arange(len(windows), device=positions.device) * stride + size - 1
+    return (last > positions[:, None])[:, None, None]
+
+
+def _block_scores(weights, blocks, geometry):
+    """Largest weight among the windows that overlap each block: [T, Hkv, n] -> [T, Hkv, blocks]."""
+    per_block = geometry.block_size // geometry.kernel_stride
+    before = geometry.kernel_size // geometry.kernel_stride - 1
+    after = blocks * per_block - weights.shape[-1]
+    padded = torch.nn.functional.pad(weights, (before, after), value=-torch.inf)
+    return padded.unfold(-1, per_block + before, per_block).amax(-1)
+
+
+def _softmax_attention(queries, keys, values, allowed):
+    """queries [T, Hq, D], keys/values [L, Hkv, D], allowed [T, 1 or Hkv, L] bool -> [T, Hq, D]."""
+    work = _work(queries)
+    grouped = queries.to(work).unflatten(1, (keys.shape[1], -1))
+    logits = torch.einsum("tkgd,lkd->tkgl", grouped, keys.to(work)) * queries.shape[-1] ** -0.5
+    weights = logits.masked_fill(~allowed[:, :, None], -torch.inf).softmax(-1)
+    return torch.einsum("tkgl,lkd->tkgd", weights, values.to(work)).flatten(1, 2).to(queries.dtype)
+
+
+def _work(tensor):
+    return torch.promote_types(tensor.dtype, torch.float32)
