@@ -22,17 +22,16 @@ def sparse_attention(
     if length >= geometry.dense_len:
         fine = compress(keys, geometry.kernel_size, geometry.kernel_stride)
         coarse = compress(keys, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
-    positions = torch.arange(length - len(queries), length, device=queries.device)
     token = torch.arange(length, device=queries.device)
-    outputs = []
-    first = length - len(queries)
-    for part, at in zip(queries.split(QUERY_CHUNK), positions.split(QUERY_CHUNK), strict=True):
-        first += len(part)
-        allowed = (token[:first] <= at[:, None])[:, None]
+    outputs, end = [], length - len(queries)
+    for part in queries.split(QUERY_CHUNK):
+        begin, end = end, end + len(part)
+        positions, reach = token[begin:end], token[:end]
+        allowed = (reach <= positions[:, None])[:, None]
         if fine is not None:
-            chosen = select_blocks(part, fine, coarse, at, length, geometry)
-            allowed = allowed & chosen[..., token[:first] // geometry.block_size]
-        outputs.append(_softmax_attention(part, keys[:first], values[:first], allowed))
+            chosen = select_blocks(part, fine, coarse, positions, length, geometry)
+            allowed = allowed & chosen.repeat_interleave(geometry.block_size, dim=-1)[..., :end]
+        outputs.append(_softmax_attention(part, keys[:end], values[:end], allowed))
     return torch.cat(outputs)
 
 
@@ -99,11 +98,12 @@ def _block_scores(weights, blocks, geometry):
 
 def _softmax_attention(queries, keys, values, allowed):
     """queries [T, Hq, D], keys/values [L, Hkv, D], allowed [T, 1 or Hkv, L] bool -> [T, Hq, D]."""
-    work = _work(queries)
-    grouped = queries.to(work).unflatten(1, (keys.shape[1], -1))
-    logits = torch.einsum("tkgd,lkd->tkgl", grouped, keys.to(work)) * queries.shape[-1] ** -0.5
-    weights = logits.masked_fill(~allowed[:, :, None], -torch.inf).softmax(-1)
-    return torch.einsum("tkgl,lkd->tkgd", weights, values.to(work)).flatten(1, 2).to(queries.dtype)
+    group = queries.shape[1] // keys.shape[1]
+    wide = [x.to(_work(queries)).transpose(0, 1)[None] for x in (queries, keys, values)]
+    bias = torch.zeros(allowed.shape, dtype=wide[0].dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
+    bias = bias.expand(-1, keys.shape[1], -1).transpose(0, 1).repeat_interleave(group, dim=0)[None]
+    output = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=bias, enable_gqa=True)
+    return output[0].transpose(0, 1).to(queries.dtype)
 
 
 def _work(tensor):
