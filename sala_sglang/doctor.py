@@ -1,0 +1,150 @@
+"""``sala-sglang doctor``: what is installed here, what would serve, and what is missing.
+
+Nothing here imports SGLang, whose import takes longer than everything else together.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from pkgutil import iter_modules
+
+from sala_sglang import TESTED_SGLANG_VERSIONS, __version__
+
+PLUGIN_GROUP, PLUGIN_NAME = "sglang.srt.plugins", "sala"
+REQUIRED_PACKAGES = ("sglang", "torch", "triton", "transformers")
+OPTIONAL_PACKAGES = ("flashinfer-python", "flash-linear-attention")
+MIN_COMPUTE_CAPABILITY = (8, 0)  # the first with bfloat16 arithmetic
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``missing`` says what keeps a server from starting and how to get it."""
+
+    what: str
+    found: str
+    missing: str = ""
+
+
+def run() -> int:
+    """Print the report; returns 0 when a server could start and 1 otherwise."""
+    findings = [*_system(), *_packages()]
+    if importlib.util.find_spec("torch"):
+        findings += [*_gpu(), *_operators()]
+    findings += _plugin()
+
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{finding.what:<{width}}  {finding.found}")
+    missing = [finding.missing for finding in findings if finding.missing]
+    print()
+    for line in missing:
+        print(f"missing: {line}")
+    print("A server cannot start." if missing else "A server can start.")
+    return 1 if missing else 0
+
+
+def _system() -> list[Finding]:
+    linux = platform.system() == "Linux"
+    old = sys.version_info < (3, 11)
+    return [
+        Finding("Python", platform.python_version(), "Python 3.11 or later" if old else ""),
+        Finding("operating system", platform.platform(), "" if linux else "Linux; SGLang runs on nothing else"),
+    ]
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _packages() -> list[Finding]:
+    findings = [Finding("sala-sglang", __version__)]
+    for package in REQUIRED_PACKAGES:
+        found, pin = _version_of(package), f"=={TESTED_SGLANG_VERSIONS[-1]}" if package == "sglang" else ""
+        note = ""
+        if package == "sglang" and found:
+            tested = found in TESTED_SGLANG_VERSIONS
+            note = " (tested)" if tested else f" (not tested; tested: {', '.join(TESTED_SGLANG_VERSIONS)})"
+        missing = "" if found else f"{package}; get it with: pip install '{package}{pin}'"
+        findings.append(Finding(package, f"{found or 'not installed'}{note}", missing))
+    for package in OPTIONAL_PACKAGES:
+        findings.append(Finding(package, _version_of(package) or "not installed (optional)"))
+    return findings
+
+
+def _driver() -> str | None:
+    """Version of the NVIDIA driver, or None where there is none."""
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        if answer.returncode == 0 and answer.stdout.strip():
+            return answer.stdout.split()[0]
+    proc = Path("/proc/driver/nvidia/version")
+    if not proc.is_file():
+        return None
+    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  ...
+    words = proc.read_text().splitlines()[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+
+
+def _gpu() -> list[Finding]:
+    import torch
+
+    driver = _driver()
+    findings = [Finding("NVIDIA driver", driver or "none")]
+    if not torch.cuda.is_available():
+        usable = f"none that torch {torch.__version__} (CUDA {torch.version.cuda}) can use" if driver else "none"
+        return [*findings, Finding("GPU", usable), Finding("would serve on", "CPU, slowly (give --device cpu)")]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        capability = (gpu.major, gpu.minor)
+        least = ".".join(map(str, MIN_COMPUTE_CAPABILITY))
+        too_old = f"a GPU of compute capability {least} or later, or --device cpu"
+        findings.append(
+            Finding(
+                f"GPU {index}",
+                f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}",
+                too_old if capability < MIN_COMPUTE_CAPABILITY else "",
+            )
+        )
+    return [*findings, Finding("would serve on", "GPU")]
+
+
+def _operators() -> list[Finding]:
+    import sala_kernels
+    import torch
+    from sala_kernels.contract import default_implementation
+
+    chosen = default_implementation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    findings = []
+    for operator in sorted(module.name for module in iter_modules(sala_kernels.__path__) if module.ispkg):
+        module = f"{sala_kernels.__name__}.{operator}.{chosen}"
+        missing = "" if importlib.util.find_spec(module) else f"{module}; reinstall sala-sglang"
+        findings.append(Finding(f"operator {operator}", chosen, missing))
+    return findings
+
+
+def _plugin() -> list[Finding]:
+    found = entry_points(group=PLUGIN_GROUP, name=PLUGIN_NAME)
+    if not found:
+        missing = f"the entry point {PLUGIN_NAME!r} of {PLUGIN_GROUP}; get it with: pip install sala-sglang"
+        return [Finding("plugin", "not installed", missing)]
+    try:
+        from sala_sglang import options
+    except ImportError as error:
+        return [Finding("plugin", "cannot be imported", f"what sala_sglang imports ({error}); reinstall sala-sglang")]
+    off = ""
+    allowed = [name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()]
+    if options.is_set(options.DISABLE):
+        off = f"the plugin is switched off; unset {options.DISABLE}"
+    elif allowed and PLUGIN_NAME not in allowed:
+        off = f"SGLANG_PLUGINS={','.join(allowed)} leaves the plugin out; add {PLUGIN_NAME} or unset it"
+    return [Finding("plugin", "switched off" if off else "installed and on", off)]

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Run the tests that need no GPU, in a virtual environment that is created where it is missing.
+#
+#   scripts/test.sh [--venv DIR] [--index-url URL] [arguments of pytest]
+#
+# An own "-m EXPRESSION" replaces the default choice "not gpu".
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+
+parse_options "$@"
+setup_env test,dev
+cd "$ROOT"
+exec "$VENV_PYTHON" -m pytest -m "not gpu" "${REST[@]+"${REST[@]}"}"

@@ -1,0 +1,130 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sala_sglang import cli, doctor
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("SALA_DISABLE", "SGLANG_PLUGINS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["make-checkpoint", "--preset", "big", "--out", "x"], ["--preset", "'big'", "tiny", "full"]),
+        (["make-checkpoint", "--preset", "tiny", "--out", "."], ["--out", "'.'", "empty directory"]),
+        (["make-checkpoint", "--preset", "tiny", "--out", "x", "--seed", "-1"], ["--seed", "'-1'", "2**63 - 1"]),
+        (["make-checkpoint", "--preset", "tiny"], ["--out"]),
+        (["verify", "--model", "nowhere"], ["--model", "'nowhere'", "config.json"]),
+        ([], ["COMMAND"]),
+    ],
+)
+def test_errors_name_argument_value_and_what_is_allowed(arguments, parts, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message
+
+
+def test_make_checkpoint(tmp_path, capsys):
+    assert cli.main(["make-checkpoint", "--preset", "tiny", "--out", str(tmp_path / "tiny"), "--seed", "7"]) == 0
+    assert (tmp_path / "tiny" / "config.json").is_file()
+    assert str(tmp_path / "tiny") in capsys.readouterr().out
+
+
+def test_doctor_reports_what_is_installed(capsys):
+    assert cli.main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    for line in ("Python", "torch", "0.5.23 (tested)", "operator select_blocks", "installed and on", "can start"):
+        assert line in report
+
+
+def test_doctor_is_quick_because_it_leaves_sglang_alone():
+    code = "import sys; from sala_sglang import doctor; doctor.run(); sys.exit('sglang' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SALA_DISABLE", "1"), ("SGLANG_PLUGINS", "none"), ("SGLANG_PLUGINS", "other,more")]
+)
+def test_doctor_sees_a_plugin_that_is_switched_off(name, value, capsys, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert cli.main(["doctor"]) == 1
+    report = capsys.readouterr().out
+    assert "switched off" in report
+    assert f"missing: {'the plugin is switched off; unset SALA_DISABLE' if name == 'SALA_DISABLE' else name}" in report
+
+
+def test_doctor_accepts_an_allow_list_with_the_plugin(capsys, monkeypatch):
+    monkeypatch.setenv("SGLANG_PLUGINS", "other, sala")
+    assert cli.main(["doctor"]) == 0
+
+
+def test_doctor_reports_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
+    versions = {"sglang": "0.9.9", "triton": None}
+    found = doctor._version_of
+    monkeypatch.setattr(doctor, "_version_of", lambda name: versions[name] if name in versions else found(name))
+    monkeypatch.setattr(doctor, "entry_points", lambda **selection: ())
+    assert doctor.run() == 1
+    report = capsys.readouterr().out
+    for line in (
+        "0.9.9 (not tested; tested: 0.5.23)",
+        "missing: triton; get it with: pip install 'triton'",
+        "missing: the entry point 'sala' of sglang.srt.plugins; get it with: pip install sala-sglang",
+        "cannot start",
+    ):
+        assert line in report
+
+
+def test_launch_server_explains_itself_before_installing_anything():
+    answer = subprocess.run(["bash", "scripts/launch_server.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0
+    for option in ("--venv", "--index-url", "MODEL_PATH"):
+        assert option in answer.stdout
+
+
+@pytest.mark.parametrize("script", ["launch_server.sh", "test.sh", "gpu_test.sh"])
+def test_scripts_refuse_an_option_without_its_value(script):
+    answer = subprocess.run(["bash", f"scripts/{script}", "--venv"], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert "--venv needs a value" in answer.stderr
+
+
+def test_uv_gets_the_settings_of_pip(tmp_path):
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\nindex-url = https://packages.example/simple\nextra-index-url =\n    https://a.example\n"
+        "    https://b.example\ntimeout = 9\n[install]\nfind-links = /wheels /more\n"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_CONFIG_FILE": str(config)}
+    script = [sys.executable, str(ROOT / "scripts" / "pip_settings.py")]
+
+    def run(**more: str) -> str:
+        answer = subprocess.run(script, env=environment | more, capture_output=True, text=True, check=True)
+        return answer.stdout
+
+    exports = run().splitlines()
+    assert "export UV_DEFAULT_INDEX=https://packages.example/simple" in exports
+    assert "export UV_INDEX='https://a.example https://b.example'" in exports
+    assert "export UV_FIND_LINKS=/wheels,/more" in exports
+    assert "export UV_DEFAULT_INDEX=https://env.example" in run(PIP_INDEX_URL="https://env.example").splitlines()
+    assert run(UV_DEFAULT_INDEX="https://own.example") == ""
+
+
+def test_serving_benchmark_parses_its_arguments():
+    script = [sys.executable, str(ROOT / "benchmarks" / "serving.py")]
+    assert subprocess.run([*script, "--help"], capture_output=True).returncode == 0
+    few = [*script, "--model", "x", "--lengths", "64", "--output", "y", "--repetitions", "1"]
+    answer = subprocess.run(few, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert "--repetitions is 1; allowed: 3 or more" in answer.stderr
