@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", default=0, type=_seed, metavar="N", help="seed of the weights (default: 0)")
     make.set_defaults(run=_make_checkpoint)
 
-    verify = commands.add_parser("verify", help="compare what SGLang serves from a checkpoint with the plain model")
+    verify = commands.add_parser("verify", help="check that a checkpoint answers like the released one")
     verify.add_argument("--model", required=True, type=_model_directory, metavar="DIR", help="checkpoint to verify")
     verify.set_defaults(run=_verify)
     return parser
