@@ -75,7 +75,7 @@ setup_env() {
     uv="$(find_uv "$python")"
     if [ ! -x "$VENV_PYTHON" ]; then
         echo "Creating $VENV with $("$python" --version)" >&2
-        "$uv" venv --quiet --python "$python" "$VENV"
+        "$uv" venv --quiet --seed --python "$python" "$VENV"
     fi
     echo "Installing sala-sglang and SGLang $SGLANG_VERSION into $VENV (several GB on a fresh machine)" >&2
     "$uv" pip install --python "$VENV_PYTHON" --editable "$ROOT${extras:+[$extras]}" "sglang==$SGLANG_VERSION"

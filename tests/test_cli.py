@@ -101,6 +101,7 @@ def test_scripts_refuse_an_option_without_its_value(script):
 
 
 def test_uv_gets_the_settings_of_pip(tmp_path):
+    pytest.importorskip("pip")
     config = tmp_path / "pip.conf"
     config.write_text(
         "[global]\nindex-url = https://packages.example/simple\nextra-index-url =\n    https://a.example\n"
