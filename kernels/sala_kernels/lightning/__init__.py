@@ -26,11 +26,14 @@ def lightning_chunk(
 ) -> torch.Tensor:
     """Chunk form, for requests with many rows in the step.
 
-    q, k, v: [T, H, D]; request b owns rows query_start[b] … query_start[b+1]−1 (query_start [B+1] int32).
-    states: [slots, H, D (of k), D (of v)] float32; read as the state before the step, written in place.
+    q, k, v: [T, H, D], each token's heads contiguous; request b owns rows query_start[b] … query_start[b+1]−1
+    (query_start [B+1] int32 from 0; rows past the last request are 0).
+    states: [slots, H, D (of k), D (of v)] float32, each slot contiguous; read as the state before the step,
+    written in place.
     state_slots: [B] int32; −1 skips the request, whose rows are then 0.
     snapshot_slots: [B] int32; where to store the state after ``snapshot_tokens[b]`` rows of the request as
-    well, −1 for nowhere. snapshot_tokens [B] int32 must be a multiple of CHUNK_TOKENS, at most the rows.
+    well, −1 for nowhere. snapshot_tokens [B] int32 must be a multiple of CHUNK_TOKENS, at most the rows; 0 is
+    the state before the step. No two requests may write the same slot.
     log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better (on a
     GPU with TF32 products). Raises ValueError or TypeError on a shape or dtype that does not fit.
     """
@@ -84,3 +87,6 @@ def _check(q, k, v, states, state_slots, snapshot_slots, log_decay) -> None:
     check_dtypes(torch.float32, log_decay=log_decay)
     if states.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"states: expected dtype float32 (or float64 in references), got {states.dtype}")
+    for name, tensor in {"q": q, "k": k, "v": v, "states": states}.items():
+        if not tensor[:1].is_contiguous():
+            raise ValueError(f"{name}: expected contiguous entries of dimension 0, got strides {tensor.stride()}")

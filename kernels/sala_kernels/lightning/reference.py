@@ -23,6 +23,8 @@ def lightning_chunk(
         if slot < 0:
             continue
         state = states[slot].clone()
+        if snapshot_slots[request] >= 0 and snapshot_tokens[request] == 0:
+            states[snapshot_slots[request]] = state
         for begin in range(starts[request], starts[request + 1], CHUNK_TOKENS):
             rows = slice(begin, min(begin + CHUNK_TOKENS, starts[request + 1]))
             result, state = chunk_step(q[rows], k[rows], v[rows], state, log_decay, scale)

@@ -1,0 +1,299 @@
+"""Lightning attention: closed form, chunk form, recurrent form and the Triton kernels agree, whatever the batch."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from interpreter import repair_bfloat16
+from paging import relative_error
+from sala_kernels.lightning import lightning_chunk, lightning_recurrent, reference
+
+from sala_sglang.config import alibi_slopes
+
+repair_bfloat16()
+MIXED = [1, 150, 1, 64, 0, 65]  # rows per request: decode rows among prompts, chunk borders, nothing at all
+both = pytest.mark.parametrize("implementation", ["reference", "triton"])
+gpu = pytest.mark.gpu
+
+
+def make_inputs(tokens: int, heads: int, dim: int, dtype: torch.dtype, device: str):
+    """q, k, v [T, H, D] as strided rows of one projection, and log_decay [H]."""
+    projection = torch.randn(tokens, 3, heads, dim, device=device).to(dtype)
+    log_decay = -torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
+    return *projection.unbind(1), log_decay
+
+
+def make_states(slots: int, used: list[int], heads: int, dim: int, device: str) -> torch.Tensor:
+    """A pool whose unused slots are NaN; the used ones hold states as large as running ones."""
+    states = torch.full((slots, heads, dim, dim), torch.nan, device=device)
+    states[used] = 4 * torch.randn(len(used), heads, dim, dim, device=device)
+    return states
+
+
+def ints(values, device: str) -> torch.Tensor:
+    return torch.tensor(list(values), dtype=torch.int32, device=device)
+
+
+def run_chunk(q, k, v, log_decay, states, slots, lengths, snapshots=None, scale=0.125, function=lightning_chunk, **how):
+    """Output of the chunk form over requests of ``lengths`` rows; snapshots are (slot, tokens) per request."""
+    snapshots = snapshots or [(-1, 0)] * len(slots)
+    start = torch.tensor([0, *lengths]).cumsum(0)
+    metadata = [ints(x, q.device) for x in (slots, start, *zip(*snapshots, strict=True))]
+    return function(q, k, v, states, *metadata, log_decay, scale, **how)
+
+
+def run_recurrent(q, k, v, log_decay, states, slots, snapshot_slots=None, scale=0.125, **how):
+    """Output of the recurrent form, a row for each of ``slots``."""
+    targets = snapshot_slots or [-1] * len(slots)
+    rows = (x[: len(slots)] for x in (q, k, v))
+    return lightning_recurrent(*rows, states, ints(slots, q.device), ints(targets, q.device), log_decay, scale, **how)
+
+
+def closed_form(q, k, v, log_decay, initial, scale):
+    """Output and final state of one request in float64, each row summed over all rows before it."""
+    q, k, v, log_decay, initial = (x.double() for x in (q, k, v, log_decay, initial))
+    row = torch.arange(len(q), device=q.device)
+    distance = row[:, None] - row
+    weight = (log_decay[:, None, None] * distance.clamp(min=0)).exp() * (distance >= 0)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * weight
+    before = torch.einsum("ih,ihd,hde->ihe", (log_decay * (row + 1)[:, None]).exp(), q, initial)
+    left = (log_decay * (len(q) - 1 - row)[:, None]).exp()
+    state = (log_decay * len(q)).exp()[:, None, None] * initial + torch.einsum("jh,jhd,jhe->hde", left, k, v)
+    return scale * (torch.einsum("hij,jhe->ihe", scores, v) + before), state
+
+
+def check_against_exact(lengths, heads, dim, dtype, device):
+    """The Triton chunk form, per request, against float64; the bound is the error of the same steps in ``dtype``."""
+    inputs = make_inputs(sum(lengths), heads, dim, dtype, device)
+    slots = torch.randperm(len(lengths) + 2)[: len(lengths)].tolist()
+    states = make_states(len(lengths) + 2, slots, heads, dim, device)
+    exact_states, rough_states = states.double(), states.to(dtype, copy=True)
+    exact = run_chunk(*(x.double() for x in inputs[:3]), inputs[3], exact_states, slots, lengths)
+    rough = run_chunk(*inputs, rough_states, slots, lengths, function=reference.lightning_chunk)
+    output = run_chunk(*inputs, states, slots, lengths, implementation="triton")
+
+    # Another order of the same float32 sums may err more; float32 sums of 16-bit inputs must not.
+    factor = 4 if dtype == torch.float32 else 1
+    start = 0
+    for slot, length in zip(slots, lengths, strict=True):
+        rows, start = slice(start, start + length), start + length
+        allowed = factor * relative_error(rough[rows], exact[rows])
+        assert relative_error(output[rows], exact[rows]) <= allowed
+        allowed = factor * relative_error(rough_states[slot], exact_states[slot])
+        assert relative_error(states[slot], exact_states[slot]) <= min(allowed, 1e-3)
+
+
+def check_recurrent(requests, heads, dim, dtype, device):
+    q, k, v, log_decay = make_inputs(requests, heads, dim, dtype, device)
+    slots = torch.randperm(requests + 3).tolist()[:requests]
+    states = make_states(requests + 3, slots, heads, dim, device)
+    decayed = log_decay.double().exp()[:, None, None] * states[slots].double()
+    output = run_recurrent(q, k, v, log_decay, states, slots, implementation="triton")
+    exact_state = decayed + torch.einsum("bhd,bhe->bhde", k.double(), v.double())
+    exact = 0.125 * torch.einsum("bhd,bhde->bhe", q.double(), exact_state)
+    assert relative_error(states[slots], exact_state) < 1e-6
+    assert relative_error(output, exact) <= 2 * relative_error(exact.to(dtype), exact) + 1e-6
+
+
+def test_decay_of_the_released_heads():
+    decay = (-torch.tensor(alibi_slopes(32))).exp()
+    expected = {0: 0.43132, 1: 0.49307, 15: 0.93941, 30: 0.99537, 31: 0.99610}
+    assert {head: round(float(decay[head]), 5) for head in expected} == expected
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_reference_forms_are_the_closed_form(device, heads):
+    q, k, v, log_decay = make_inputs(150, heads, 16, torch.float64, device)
+    states = make_states(3, [0, 1], heads, 16, device).double()
+    states[1] = states[0]
+    exact, exact_state = closed_form(q, k, v, log_decay, states[0], 0.25)
+    chunked = run_chunk(q, k, v, log_decay, states, [0], [150], scale=0.25, implementation="reference")
+    rows = []
+    for step in zip(q.split(1), k.split(1), v.split(1), strict=True):
+        rows.append(run_recurrent(*step, log_decay, states, [1], scale=0.25, implementation="reference"))
+    for output, state in ((chunked, states[0]), (torch.cat(rows), states[1])):
+        assert relative_error(output, exact) < 1e-13
+        assert relative_error(state, exact_state) < 1e-13
+
+
+@both
+@pytest.mark.parametrize("scale", [16**-0.5, 0.37])
+def test_scale(device, implementation, scale):
+    # The norm that follows in the model divides a wrong factor out again, so only this test can see it.
+    inputs = make_inputs(70, 2, 16, torch.float32, device)
+    states = make_states(1, [0], 2, 16, device)
+    exact, _ = closed_form(*inputs, states[0], scale)
+    first = run_recurrent(*inputs, states.clone(), [0], scale=scale, implementation=implementation)
+    output = run_chunk(*inputs, states, [0], [70], scale=scale, implementation=implementation)
+    assert relative_error(output, exact) < 1e-5
+    assert relative_error(first, exact[:1]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "dim"), [(1, 16), (3, 32), (2, 64), (1, 128)])
+def test_triton_chunk(device, heads, dim, dtype):
+    check_against_exact(MIXED, heads, dim, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("requests", "heads", "dim"), [(1, 1, 16), (4, 3, 64), (2, 2, 128), (1, 1, 256)])
+def test_triton_recurrent(device, requests, heads, dim, dtype):
+    check_recurrent(requests, heads, dim, dtype, device)
+
+
+@both
+def test_any_split_of_a_prompt(device, implementation):
+    inputs = make_inputs(200, 3, 16, torch.float32, device)
+    states = make_states(1, [0], 3, 16, device)
+    exact, exact_state = closed_form(*inputs, states[0], 0.125)
+    cuts = [0, *sorted(torch.randint(0, 201, (4,)).tolist()), 200]
+    outputs = []
+    for begin, end in pairwise(cuts):
+        part = (x[begin:end] for x in inputs[:3])
+        outputs.append(run_chunk(*part, inputs[3], states, [0], [end - begin], implementation=implementation))
+    assert relative_error(torch.cat(outputs), exact) < 2e-6
+    assert relative_error(states[0], exact_state) < 2e-6
+
+
+@both
+def test_snapshot_is_the_state_of_a_run_that_stops_there(device, implementation):
+    lengths, tokens, slots, targets = [150, 64, 130, 130], [128, 64, 0, 64], [0, 1, 2, 3], [4, 5, 6, -1]
+    inputs = make_inputs(sum(lengths), 2, 16, torch.float32, device)
+    states = make_states(8, slots, 2, 16, device)
+    stopped = states.clone()
+    snapshots = list(zip(targets, tokens, strict=True))
+    run_chunk(*inputs, states, slots, lengths, snapshots, implementation=implementation)
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    rows = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, tokens, strict=False)]).to(device)
+    run_chunk(*(x[rows] for x in inputs[:3]), inputs[3], stopped, slots, tokens, implementation=implementation)
+    assert torch.equal(states[4:7], stopped[:3])
+    assert states[7].isnan().all()
+
+
+@both
+def test_snapshot_of_a_decode_step(device, implementation):
+    inputs = make_inputs(3, 2, 16, torch.float32, device)
+    states = make_states(7, [0, 2, 4], 2, 16, device)
+    run_recurrent(*inputs, states, [0, 2, 4], [5, -1, 1], implementation=implementation)
+    assert torch.equal(states[[5, 1]], states[[0, 4]])
+    assert states[[3, 6]].isnan().all()
+
+
+@both
+def test_skipped_requests_and_foreign_slots(device, implementation):
+    lengths, slots = [70, 5, 1], [2, -1, 0]
+    inputs = make_inputs(sum(lengths) + 9, 3, 16, torch.float32, device)  # nobody owns the last 9 rows
+    states = make_states(4, [0, 2], 3, 16, device)
+    before = states.clone()
+    output = run_chunk(*inputs, states, slots, lengths, implementation=implementation)
+    assert output.isfinite().all()
+    assert (output[70:75] == 0).all() and (output[76:] == 0).all() and (output[75] != 0).all()
+    assert states[[1, 3]].isnan().all() and states[[0, 2]].isfinite().all()
+
+    output = run_recurrent(*inputs, before, slots, implementation=implementation)
+    assert output.isfinite().all() and (output[1] == 0).all() and (output[[0, 2]] != 0).all()
+    assert before[[1, 3]].isnan().all() and before[[0, 2]].isfinite().all()
+
+
+@both
+def test_a_request_does_not_depend_on_its_batch(device, implementation):
+    lengths, slots = [70, 1, 129], [3, 0, 2]
+    q, k, v, log_decay = make_inputs(sum(lengths), 2, 16, torch.float32, device)
+    initial = make_states(4, slots, 2, 16, device)
+    together = initial.clone()
+    output = run_chunk(q, k, v, log_decay, together, slots, lengths, implementation=implementation)
+    parts = list(zip(q.split(lengths), k.split(lengths), v.split(lengths), output.split(lengths), strict=True))
+
+    alone = initial.clone()
+    for slot, length, (*part, expected) in zip(slots, lengths, parts, strict=True):
+        result = run_chunk(*part, log_decay, alone, [slot], [length], implementation=implementation)
+        assert torch.equal(result, expected)
+    assert torch.equal(alone[slots], together[slots])
+
+    turned = initial.clone()
+    reversed_inputs = (torch.cat(x) for x in zip(*(part[:3] for part in parts[::-1]), strict=True))
+    result = run_chunk(*reversed_inputs, log_decay, turned, slots[::-1], lengths[::-1], implementation=implementation)
+    assert torch.equal(result, torch.cat([part[3] for part in parts[::-1]]))
+    assert torch.equal(turned[slots], together[slots])
+
+
+def test_no_drift(device):
+    check_drift(16384, 1, 16, torch.float32, device)
+
+
+def check_drift(tokens, heads, dim, dtype, device):
+    """Long after the slowest head (a time constant of 256 tokens) has forgotten its first rows, errors are the same."""
+    inputs = make_inputs(tokens, heads, dim, dtype, device)
+    states = torch.zeros(1, heads, dim, dim, device=device)
+    exact, exact_state = [], states[0].double()
+    for part in zip(*(x.split(1024) for x in inputs[:3]), strict=True):
+        rows, exact_state = closed_form(*part, inputs[3], exact_state, 0.125)
+        exact.append(rows)
+    output = run_chunk(*inputs, states, [0], [tokens], implementation="triton")
+    assert relative_error(states[0], exact_state) < 1e-4
+    assert relative_error(output[:1024], exact[0]) < 2e-3
+    assert relative_error(output[-1024:], exact[-1]) < 2e-3
+
+
+@gpu
+@pytest.mark.parametrize("lengths", [[8192], [512] * 16, [1] * 20 + [700] * 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunk_at_real_size(device, lengths, dtype):
+    check_against_exact(lengths, 32, 128, dtype, device)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_chunk_of_wide_heads(device, dtype):
+    check_against_exact(MIXED, 2, 256, dtype, device)
+
+
+@gpu
+@pytest.mark.parametrize("requests", [32, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_at_real_size(device, requests, dtype):
+    check_recurrent(requests, 32, 128, dtype, device)
+
+
+@gpu
+def test_no_drift_over_65536_tokens(device):
+    check_drift(65536, 32, 128, torch.bfloat16, device)
+
+
+@gpu
+def test_slots_behind_two_billion_elements(device):
+    slot, slots = 4100, 4104  # of 2**19 elements each
+    inputs = make_inputs(65, 32, 128, torch.bfloat16, device)
+    states = torch.empty(slots, 32, 128, 128, device=device)
+    near = make_states(2, [0], 32, 128, device)
+    states[slot] = near[0]
+    output = run_chunk(*inputs, states, [slot], [65], [(slot + 1, 64)])
+    assert torch.equal(output, run_chunk(*inputs, near, [0], [65], [(1, 64)]))
+    assert torch.equal(states[slot : slot + 2], near)
+    run_recurrent(*inputs, states, [slot], [slot + 1])
+    run_recurrent(*inputs, near, [0], [1])
+    assert torch.equal(states[slot : slot + 2], near)
+
+
+@gpu
+def test_graph_replay_is_the_eager_step(device):
+    requests = 8
+    q, k, v, log_decay = make_inputs(requests, 32, 128, torch.bfloat16, device)
+    states = make_states(20, list(range(12)), 32, 128, device)
+    slots, targets = ints(range(requests), device), ints([-1] * requests, device)
+    initial = states.clone()
+    lightning_recurrent(q, k, v, states, slots, targets, log_decay, 0.125)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = lightning_recurrent(q, k, v, states, slots, targets, log_decay, 0.125)
+
+    slots.copy_(ints([11, 3, -1, 0, 7, -1, 2, 9], device))
+    targets.copy_(ints([-1, 12, -1, 13, -1, -1, 14, 15], device))
+    for x in (q, k, v):
+        x.copy_(torch.randn_like(x))
+    states.copy_(initial)
+    output.fill_(torch.nan)
+    graph.replay()
+    expected = lightning_recurrent(q, k, v, initial, slots, targets, log_decay, 0.125)
+    assert torch.equal(output, expected)
+    assert torch.equal(states.nan_to_num(7), initial.nan_to_num(7))
