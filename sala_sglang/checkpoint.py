@@ -148,7 +148,8 @@ def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], config: SALAConf
 
 def random_pieces(name: str, shape: tuple[int, ...], config: SALAConfig, seed: int) -> Iterator[torch.Tensor]:
     """The tensor ``name``, flat, in bfloat16 pieces of up to PIECE_ELEMENTS."""
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    # The generator of the CPU uses the low 32 bits of a seed and no more.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     mean, std = weight_distribution(name, shape, config)
     for begin in range(0, math.prod(shape), PIECE_ELEMENTS):
         count = min(PIECE_ELEMENTS, math.prod(shape) - begin)
