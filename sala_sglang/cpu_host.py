@@ -7,6 +7,10 @@ only on machines without CUDA.
 
 import torch
 
+# Pool sizes unless the user gives others. SGLang would size the pools for most of the machine's memory and touch
+# all of it, which takes minutes and leaves nothing for anybody else.
+POOL_DEFAULTS = {"max_total_tokens": 131_072, "max_mamba_cache_size": 64}
+
 
 def without_cuda() -> bool:
     """Whether this machine has no usable NVIDIA GPU and driver."""

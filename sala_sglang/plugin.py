@@ -43,7 +43,7 @@ ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
     ("enable_hierarchical_cache", (False,), "compressed keys have no host copy"),
     ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
     ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "the kernels read keys and values of the model's dtype"),
-    ("enable_dp_attention", (False,), "the backends have one plan per forward pass"),
+    ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
     ("enable_unified_memory", (False,), "pages and states come from separate pools"),
     ("enable_int8_mamba_checkpoint", (False,), "state snapshots are float32"),
 )
@@ -188,6 +188,9 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     _check_arguments(server_args, config)
     options.dense_len_tokens(config)
     declare_resolution(server_args, __name__, page_size=config.sparse_geometry.block_size)
+    if resolution_result(server_args, "device") == "cpu":
+        unset = {name: size for name, size in cpu_host.POOL_DEFAULTS.items() if getattr(server_args, name) is None}
+        declare_resolution(server_args, __name__, **unset)
     previous(server_args)
     if resolution_result(server_args, "attention_backend") != BACKEND:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")

@@ -1,0 +1,47 @@
+"""Requests to a server through the official OpenAI client."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import torch
+
+from serving.oracle import Answer
+
+
+def random_prompt(length: int, vocabulary: int, seed: int) -> list[int]:
+    """Token ids without the special ones."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + length)
+    return torch.randint(10, vocabulary, (length,), generator=generator).tolist()
+
+
+def complete(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
+    """Greedy completion of a prompt of token ids, in one piece."""
+    (choice,) = client.completions.create(**_arguments(prompt, tokens)).choices
+    return Answer(choice.token_ids, choice.logprobs.token_logprobs)
+
+
+def stream(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
+    """Greedy completion, streamed."""
+    ids, logprobs = [], []
+    for event in client.completions.create(**_arguments(prompt, tokens), stream=True):
+        for choice in event.choices:
+            ids += getattr(choice, "token_ids", None) or []
+            logprobs += choice.logprobs.token_logprobs if choice.logprobs else []
+    return Answer(ids, logprobs)
+
+
+def all_at_once(ask, client: openai.OpenAI, prompts: list[list[int]], tokens: int) -> list[Answer]:
+    """Send every prompt at the same time, each on a connection of its own."""
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(lambda prompt: ask(client, prompt, tokens), prompts))
+
+
+def _arguments(prompt: list[int], tokens: int) -> dict:
+    return {
+        "model": "default",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "logprobs": 1,
+        "extra_body": {"return_token_ids": True, "ignore_eos": True},
+    }

@@ -1,0 +1,87 @@
+"""Bad requests, departing clients and too little memory: clear errors, right answers, nothing leaked."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from serving.client import all_at_once, complete, random_prompt
+from serving.oracle import Answer, Oracle
+
+TOLERANCE = 1e-4  # as in test_equality
+POOL_TOKENS = 1536
+CONTEXT_TOKENS = 1200
+
+
+@pytest.fixture(scope="module")
+def server(start_server):
+    arguments = (
+        "--dtype float32 --chunked-prefill-size 256 --max-running-requests 6 --schedule-conservativeness 0.05 "
+        f"--max-total-tokens {POOL_TOKENS} --context-length {CONTEXT_TOKENS}"
+    )
+    with start_server(*arguments.split()) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks_and_the_server_goes_on(server):
+    yield
+    assert server.is_running()
+    counters = server.idle_counters()
+    assert not any(counters.values()), counters
+    assert len(complete(server.client, random_prompt(70, 400, seed=9), 2).tokens) == 2
+
+
+def test_prompt_longer_than_the_context(server):
+    with pytest.raises(openai.BadRequestError, match=str(CONTEXT_TOKENS)):
+        complete(server.client, random_prompt(CONTEXT_TOKENS + 1, 400, seed=1), 1)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("temperature", -1.0), ("top_p", 1.5), ("max_tokens", -3), ("presence_penalty", 9.0)]
+)
+def test_invalid_sampling_parameters(server, field, value):
+    with pytest.raises(openai.BadRequestError, match=field):
+        server.client.completions.create(**{"model": "default", "prompt": "hello", "max_tokens": 1, field: value})
+
+
+def test_client_that_leaves_in_the_middle(server):
+    def leave(seed: int) -> None:
+        prompt = random_prompt(300, 400, seed)
+        events = server.client.completions.create(model="default", prompt=prompt, max_tokens=800, stream=True)
+        next(iter(events))
+        events.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(leave, range(4)))
+
+
+def test_abort_of_everything(server):
+    body = {"input_ids": random_prompt(200, 400, 5), "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(server.post, "/generate", body) for _ in range(3)]
+        while server.gauges().get("num_running_reqs", 0) == 0 and not any(answer.done() for answer in answers):
+            pass
+        server.client.post("/../abort_request", body={"rid": "", "abort_all": True}, cast_to=object)
+        reasons = [answer.result()["meta_info"]["finish_reason"]["type"] for answer in answers]
+    assert reasons == ["abort"] * 3
+
+
+def test_retraction_changes_no_answer(server, tiny_checkpoint):
+    """Six requests outgrow the pool together; some are retracted and prefilled again."""
+    oracle = Oracle(tiny_checkpoint)
+    prompts = [random_prompt(100, oracle.model.config.vocab_size, seed) for seed in range(20, 26)]
+
+    def ask(client, prompt: list[int], tokens: int) -> tuple[Answer, int]:
+        parameters = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": parameters, "return_logprob": True}
+        answer = server.post("/generate", body)
+        logprobs = [logprob for logprob, *_ in answer["meta_info"]["output_token_logprobs"]]
+        return Answer(answer["output_ids"], logprobs), answer["meta_info"]["num_retractions"]
+
+    # 6 · (100 + 220) tokens and their pages do not fit into the pool; 320 tokens stay below the selected length,
+    # where dense and sparse are the same.
+    answers = all_at_once(ask, server.client, prompts, 220)
+    assert sum(retractions for _, retractions in answers) > 0
+    for prompt, (answer, _) in zip(prompts, answers, strict=True):
+        assert len(answer.tokens) == 220
+        oracle.check(prompt, answer, TOLERANCE)

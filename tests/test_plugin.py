@@ -1,0 +1,148 @@
+"""Registration with SGLang, in a process of its own per case, since it cannot be undone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PUBLISHED = (
+    "--trust-remote-code --disable-radix-cache {backend} --chunked-prefill-size 8192 --max-running-requests 32 "
+    "--skip-server-warmup --port 31111 --dense-as-sparse"
+)
+RESOLVE = """
+import json, os, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
+result = []
+for argv in json.loads(sys.argv[1]):
+    try:
+        args = prepare_server_args(argv)
+        args.resolve_once()
+        fields = ("attention_backend", "page_size", "disable_radix_cache", "mamba_radix_cache_strategy")
+        found = {field: resolution_result(args, field) for field in fields}
+        config = model_config_of(args).hf_config
+        found["config"] = type(config).__module__
+        found["dense_as_sparse"] = os.environ.get("SGLANG_MINICPM_DENSE_AS_SPARSE")
+    except Exception as error:
+        found = {"error": str(error)}
+    result.append(found)
+print("RESULT" + json.dumps(result))
+"""
+
+
+def run_python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def resolve(commands: list[str], **environment: str) -> list[dict]:
+    """What SGLang makes of each command line, or the error."""
+    arguments = json.dumps([command.split() for command in commands])
+    done = run_python(RESOLVE, arguments, **environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stderr
+    return json.loads(lines[0].removeprefix("RESULT"))
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint) -> str:
+    return f"--model {tiny_checkpoint} --device cpu"
+
+
+def test_published_lines_and_defaults_reach_our_backend(served):
+    plain, *published = resolve(
+        [served] + [f"{served} {PUBLISHED.format(backend=b)}" for b in ("--attention-backend minicpm_flashinfer", "")]
+    )
+    for found in (plain, *published):
+        assert found["attention_backend"] == "sala"
+        assert found["page_size"] == 64
+        assert found["config"] == "sala_sglang.config"
+    assert plain["mamba_radix_cache_strategy"] == "extra_buffer" and plain["dense_as_sparse"] is None
+    for found in published:
+        assert found["disable_radix_cache"] is True and found["dense_as_sparse"] == "1"
+
+
+@pytest.mark.parametrize(
+    "field, value, allowed",
+    [
+        ("--attention-backend", "triton", "'sala'"),
+        ("--page-size", "16", "64"),
+        ("--pp-size", "2", "1"),
+        ("--kv-cache-dtype", "fp8_e4m3", "'auto'"),
+        ("--disaggregation-mode", "decode", "'null'"),
+    ],
+)
+def test_arguments_that_cannot_be_served_are_refused(served, refusals, field, value, allowed):
+    error = refusals[field]
+    assert field[2:].replace("-", "_") in error and value in error and allowed in error
+
+
+@pytest.fixture(scope="module")
+def refusals(served) -> dict[str, str]:
+    lines = {
+        "--attention-backend": "triton",
+        "--page-size": "16",
+        "--pp-size": "2",
+        "--kv-cache-dtype": "fp8_e4m3",
+        "--disaggregation-mode": "decode",
+    }
+    results = resolve([f"{served} {field} {value}" for field, value in lines.items()])
+    return {field: found.get("error", "no error") for field, found in zip(lines, results, strict=True)}
+
+
+def test_switch_leaves_sglang_alone(served):
+    (found,) = resolve([served], SALA_DISABLE="1")
+    assert found.get("config") == "sglang.srt.configs.minicpm" or "sala" not in found.get("attention_backend", "")
+
+
+def test_contradicting_switches_are_refused(served):
+    (found,) = resolve([f"{served} --dense-as-sparse"], SGLANG_MINICPM_FORCE_DENSE="1")
+    assert "SGLANG_MINICPM_DENSE_AS_SPARSE and SGLANG_MINICPM_FORCE_DENSE" in found["error"]
+
+
+def test_failed_registration_ends_the_process_with_the_reason():
+    code = (
+        "import sala_sglang.plugin as plugin\n"
+        "def broken(*args, **kwargs): raise AttributeError('no such registry')\n"
+        "plugin._register_model_package = broken\n"
+        "from sglang.srt.plugins import load_plugins\n"
+        "load_plugins()\n"
+        "print('went on')\n"
+    )
+    done = run_python(code)
+    assert done.returncode != 0 and "went on" not in done.stdout
+    assert "no such registry" in done.stderr and "SALA_DISABLE=1" in done.stderr
+
+
+def test_hook_that_sglang_cannot_apply_is_an_error():
+    code = (
+        "import sala_sglang.plugin as plugin\n"
+        "from sglang.srt.plugins.hook_registry import HookRegistry, HookType\n"
+        "plugin._hook('sglang.srt.server_args.ServerArgs.no_such_method', print, HookType.AFTER)\n"
+        "HookRegistry.apply_hooks()\n"
+        "plugin._check_hooks()\n"
+    )
+    assert "SGLang has no sglang.srt.server_args.ServerArgs.no_such_method" in run_python(code).stderr
+
+
+def test_untested_sglang_version_is_named():
+    code = (
+        "import importlib.metadata, logging\n"
+        "logging.basicConfig()\n"
+        "importlib.metadata.version = lambda name: '9.9.9'\n"
+        "import sala_sglang.plugin as plugin\n"
+        "plugin._warn_of_untested_version()\n"
+    )
+    error = run_python(code).stderr
+    assert "9.9.9" in error and "0.5.23" in error
