@@ -20,7 +20,7 @@ FULL_VOCABULARY = 73_000
 NO_GRAPHS = ("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled")
 
 
-@pytest.mark.parametrize("options", [(), ("--dense-as-sparse",), NO_GRAPHS], ids=["graphs", "sparse", "eager"])
+@pytest.mark.parametrize("options", [(), ("--dense-as-sparse", *NO_GRAPHS)], ids=["graphs", "sparse, eager"])
 def test_tiny_in_float32_equals_the_cpu(start_server, tiny_checkpoint, options):
     oracle = Oracle(tiny_checkpoint, dense_len=0 if "--dense-as-sparse" in options else None)
     prompts = [random_prompt(length, oracle.model.config.vocab_size, seed=1) for length in TINY_LENGTHS]
