@@ -76,8 +76,8 @@ def make_checkpoint(preset: str, out: Path, seed: int = 0) -> None:
     A tensor depends on seed and name alone. Matrices are normal with the standard deviation
     ``initializer_range``, divided by sqrt(hidden_size / dim_model_base) except in the vocabulary's two, as
     maximal-update parametrisation has it; norm weights are normal around 1. Weights are drawn and written in
-    pieces, so that ``full`` takes about 0.2 GB of memory and 19 GB of disk. Raises ValueError for an unknown
-    preset and FileExistsError if ``out`` is not empty.
+    pieces, so that ``full`` takes 0.2 GB of memory on top of the libraries, and 19 GB of disk. Raises ValueError
+    for an unknown preset and FileExistsError if ``out`` is not empty.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, allowed are {', '.join(map(repr, PRESETS))}")

@@ -77,21 +77,27 @@ def select(queries, t, keys, sizes, length) -> list[int]:
     block, current = sizes["block_size"], t // sizes["block_size"]
     if length < sizes["dense_len"]:
         return list(range(current + 1))
+    weights, kernel = window_weights(queries, t, keys, sizes), sizes["kernel_size"]
+    ranked = []
+    for b in range(current + 1):
+        touching = (w for end, w in weights.items() if end > b * block and end - kernel < (b + 1) * block)
+        forced = b < sizes["init_blocks"] or b >= current - sizes["window_size"] // block
+        ranked.append((0 if forced else 1, -max(touching, default=0), b))
+    count = sizes["topk"] + sizes["window_size"] // block
+    return sorted(b for *_, b in sorted(ranked)[:count])
+
+
+def window_weights(queries, t, keys, sizes) -> dict[int, float]:
+    """P of every fine window that the query sees, by the end of the window (one past its last token)."""
     kernel, stride, scale = sizes["kernel_size"], sizes["kernel_stride"], queries.shape[1] ** -0.5
-    ends = list(range(kernel, t + 2, stride))  # one past the last token of every visible window
+    ends = range(kernel, t + 2, stride)
     coarse = [keys[end - 4 * kernel : end].mean(0) for end in range(4 * kernel, t + 2, 4 * stride)]
-    score = dict.fromkeys(ends, 0.0)
+    weights = dict.fromkeys(ends, 0.0)
     for query in queries if coarse else ():
         total = sum(math.exp(scale * query @ window) for window in coarse)
         for end in ends:
-            score[end] += math.exp(scale * query @ keys[end - kernel : end].mean(0)) / total
-    ranked = []
-    for b in range(current + 1):
-        best = max((s for end, s in score.items() if end > b * block and end - kernel < (b + 1) * block), default=0)
-        forced = b < sizes["init_blocks"] or b >= current - sizes["window_size"] // block
-        ranked.append((0 if forced else 1, -best, b))
-    count = sizes["topk"] + sizes["window_size"] // block
-    return sorted(b for *_, b in sorted(ranked)[:count])
+            weights[end] += math.exp(scale * query @ keys[end - kernel : end].mean(0)) / total
+    return weights
 
 
 def attend(queries, t, keys, values, blocks, block):

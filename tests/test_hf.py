@@ -10,7 +10,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.hf import MiniCPMSALAForCausalLM, SALACache
-from sala_sglang.hf import sparse as sparse_module
 from sala_sglang.hf.modeling_minicpm_sala import rotary_tables
 
 NEVER_SPARSE = 10**9
@@ -93,35 +92,6 @@ def test_arithmetic_by_hand(dense_len):
     expected = by_hand.forward(weights, config, ids[0].tolist())
     # The rotary tables are float32 in every precision.
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * expected.std())
-
-
-def test_selection_is_the_definition_and_matters():
-    config = toy_config(sparse_config=SIZES | {"window_size": 128, "topk": 4, "dense_len": 0})
-    geometry = config.sparse_geometry
-    torch.manual_seed(1)
-    q, k, v = torch.randn(1500, 8, 16).double(), torch.randn(1500, 2, 16).double(), torch.randn(1500, 2, 16).double()
-    output = sparse_module.sparse_attention(q, k, v, geometry)
-    fine, coarse = sparse_module.compress(k, 32, 16), sparse_module.compress(k, 128, 64)
-    free_picks = set()
-    for t in (0, 31, 126, 127, 383, 384, 700, 1023, 1024, 1499):
-        chosen = sparse_module.select_blocks(q[t : t + 1], fine, coarse, torch.tensor([t]), 1500, geometry)
-        for g in range(2):
-            group = q[t, 4 * g : 4 * g + 4].numpy()
-            blocks = by_hand.select(group, t, k[:, g].numpy(), config.sparse_config, 1500)
-            assert chosen[0, g].nonzero().flatten().tolist() == blocks, (t, g)
-            expected = by_hand.attend(group, t, k[:, g].numpy(), v[:, g].numpy(), blocks, 64)
-            np.testing.assert_allclose(output[t, 4 * g : 4 * g + 4].numpy(), expected, rtol=1e-10, atol=1e-12)
-            free_picks |= {b for b in blocks if 0 < b < t // 64 - 2}
-    assert len(free_picks) > 4
-
-
-@pytest.mark.parametrize(
-    ("length", "fine", "coarse"), [(31, 0, 0), (32, 1, 0), (127, 6, 0), (128, 7, 1), (8192, 511, 127)]
-)
-def test_number_of_compressed_keys(length, fine, coarse):
-    keys = torch.randn(length, 1, 16)
-    assert len(sparse_module.compress(keys, 32, 16)) == fine
-    assert len(sparse_module.compress(keys, 128, 64)) == coarse
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 65, 384])
