@@ -39,8 +39,9 @@ tiny_checkpoint() {
     if [ ! -d "$out" ]; then
         mkdir -p "$ROOT/.cache"
         rm -rf "$out.partial"
-        "$VENV_PYTHON" -m sala_sglang.cli make-checkpoint --preset tiny --out "$out.partial" >&2
+        "$VENV_PYTHON" -m sala_sglang.cli make-checkpoint --preset tiny --out "$out.partial" >/dev/null
         mv "$out.partial" "$out"
+        echo "Made a tiny checkpoint with random weights in $out" >&2
     fi
     echo "$out"
 }
