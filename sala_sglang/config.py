@@ -1,7 +1,7 @@
 """Configuration of MiniCPM-SALA: the released ``config.json`` as it is, validated, and the geometry parsed from it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,7 +40,20 @@ FIXED_FIELDS = {
     "tie_word_embeddings": False,
     "lightning_layerwise_decay": False,
     "rope_scaling": None,
+    "attention_dropout": 0,
 }
+POSITIVE_INTEGERS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "lightning_nh",
+    "max_position_embeddings",
+    "dim_model_base",
+)
+POSITIVE_NUMBERS = ("rms_norm_eps", "rope_theta", "scale_emb", "scale_depth", "initializer_range")
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class SALAConfig(PreTrainedConfig):
     sparse_config: dict | None = None
     tie_word_embeddings: bool = False
     bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
+    eos_token_id: int | list[int] | None = field(default_factory=lambda: [2, 73440])
     pad_token_id: int | None = 2
     initializer_range: float = 0.1
     attention_bias: bool = False
@@ -128,28 +141,23 @@ class SALAConfig(PreTrainedConfig):
         self._validate()
 
     def _validate(self) -> None:
-        for field, allowed in FIXED_FIELDS.items():
-            if getattr(self, field) != allowed:
-                refuse(field, getattr(self, field), repr(allowed))
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "dim_model_base"):
-            if getattr(self, field) < 1:
-                refuse(field, getattr(self, field), "a positive integer")
-        for heads in ("num_attention_heads", "num_key_value_heads", "lightning_nh"):
-            if getattr(self, heads) < 1:
-                refuse(heads, getattr(self, heads), "a positive integer")
+        for name, allowed in FIXED_FIELDS.items():
+            if getattr(self, name) != allowed:
+                refuse(name, getattr(self, name), repr(allowed))
+        for name in POSITIVE_INTEGERS:
+            if getattr(self, name) < 1:
+                refuse(name, getattr(self, name), "a positive integer")
+        for name in POSITIVE_NUMBERS:
+            if not getattr(self, name) > 0:
+                refuse(name, getattr(self, name), "a positive number")
+        for name in ("head_dim", "lightning_head_dim"):
+            if getattr(self, name) not in (16, 32, 64, 128, 256):
+                refuse(name, getattr(self, name), "16, 32, 64, 128 or 256")
         if self.num_attention_heads % self.num_key_value_heads:
-            refuse(
-                "num_key_value_heads",
-                self.num_key_value_heads,
-                f"divisors of num_attention_heads = {self.num_attention_heads}",
-            )
+            allowed = f"divisors of num_attention_heads = {self.num_attention_heads}"
+            refuse("num_key_value_heads", self.num_key_value_heads, allowed)
         if self.lightning_nkv != self.lightning_nh:
             refuse("lightning_nkv", self.lightning_nkv, f"lightning_nh = {self.lightning_nh}")
-        for field in ("head_dim", "lightning_head_dim"):
-            if getattr(self, field) not in (16, 32, 64, 128, 256):
-                refuse(field, getattr(self, field), "16, 32, 64, 128 or 256")
-        if self.rms_norm_eps <= 0:
-            refuse("rms_norm_eps", self.rms_norm_eps, "a positive number")
         _mixers(self.mixer_types, self.num_hidden_layers)
         _lightning_scale(self.lightning_scale, self.lightning_head_dim)
         _sparse_geometry(self.sparse_config)

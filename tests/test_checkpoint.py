@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sala_sglang import checkpoint
-from sala_sglang.checkpoint import PRESETS, make_checkpoint, split_evenly, tensor_shapes
+from sala_sglang.checkpoint import PRESETS, make_checkpoint, split_evenly
+from sala_sglang.hf import MiniCPMSALAForCausalLM
 from sala_sglang.hf import sparse as sparse_module
+from sala_sglang.weights import tensor_shapes
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,14 @@ def test_weights_have_the_names_shapes_and_dtype_of_the_model(tiny_checkpoint):
             for name in shard.keys():  # noqa: SIM118  not a mapping
                 assert shard.get_slice(name).get_shape() == list(shapes[name])
                 assert shard.get_tensor(name).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_shapes_are_those_of_the_model(preset):
+    config = PRESETS[preset].make_config()
+    with torch.device("meta"):
+        model = MiniCPMSALAForCausalLM(config)
+    assert tensor_shapes(config) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def test_files_are_the_released_ones(tiny_checkpoint):

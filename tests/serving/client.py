@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import torch
-
 from serving.oracle import Answer
 
 

@@ -1,8 +1,8 @@
 """A served answer is the oracle's answer: any chunking, alone or in a batch, streamed or not, cached or not."""
 
 import pytest
-from serving.oracle import Oracle
 from serving.client import all_at_once, complete, random_prompt, stream
+from serving.oracle import Oracle
 
 # float32 on both sides: what is left is the order of sums, about 1e-6 in a log-probability. A selection that this
 # flips would move it by more than the tolerance; the prompts are fixed, so that a test cannot do so by chance.
@@ -11,20 +11,21 @@ NEW_TOKENS = 6
 # Around a compression window, a page, the number of selected blocks (384 tokens) and dense_len (512).
 LENGTHS = (1, 31, 64, 65, 128, 129, 383, 385, 448, 510, 511, 512, 513, 700, 1000, 1450)
 
+PUBLISHED_LINE = (
+    "--trust-remote-code --disable-radix-cache --attention-backend minicpm_flashinfer --max-running-requests 32 "
+    "--skip-server-warmup --dense-as-sparse"
+)
 SERVERS = {
-    "chunks of 64": ["--chunked-prefill-size", "64"],
-    "chunks of 96, published line": (
-        "--chunked-prefill-size 96 --trust-remote-code --disable-radix-cache --attention-backend minicpm_flashinfer "
-        "--max-running-requests 32 --skip-server-warmup --dense-as-sparse"
-    ).split(),
-    "chunks of 256, mixed": ["--chunked-prefill-size", "256", "--enable-mixed-chunk"],
-    "unchunked, no overlap": ["--chunked-prefill-size", "-1", "--disable-overlap-schedule", "--dense-as-sparse"],
+    "chunks of 64": "--chunked-prefill-size 64",
+    "chunks of 96, published line": f"--chunked-prefill-size 96 {PUBLISHED_LINE}",
+    "chunks of 256, mixed": "--chunked-prefill-size 256 --enable-mixed-chunk",
+    "unchunked, no overlap": "--chunked-prefill-size -1 --disable-overlap-schedule --dense-as-sparse",
 }
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=str)
 def arguments(request) -> list[str]:
-    return [*SERVERS[request.param], "--dtype", "float32"]
+    return [*SERVERS[request.param].split(), "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")

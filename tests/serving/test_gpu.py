@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sala_sglang.checkpoint import make_checkpoint
 from serving.client import all_at_once, complete, random_prompt
 from serving.harness import Server
 from serving.oracle import Answer, Oracle
+
+from sala_sglang.checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -58,7 +59,7 @@ def full_checkpoint(tmp_path_factory) -> Path:
 
 def serve_full(checkpoint: Path, *options: str) -> tuple[list[Answer], list[Answer], list[Answer]]:
     """Answers to the long prompts alone, to the concurrent prompts alone, and to those all at once."""
-    arguments = "--chunked-prefill-size 8192 --max-running-requests 32 --mem-fraction-static 0.85".split()
+    arguments = ["--chunked-prefill-size", "8192", "--max-running-requests", "32", "--mem-fraction-static", "0.85"]
     prompts = [random_prompt(length, FULL_VOCABULARY, seed=1) for length in FULL_LENGTHS]
     batch = [random_prompt(length, FULL_VOCABULARY, seed=2) for length in CONCURRENT_LENGTHS]
     with Server(checkpoint, *arguments, *options) as server:

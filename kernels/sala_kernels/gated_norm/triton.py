@@ -1,0 +1,62 @@
+"""gated_norm on a GPU: one program per row."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+def gated_norm(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    mean_square: torch.Tensor | None,
+) -> torch.Tensor:
+    tokens, width = x.shape
+    output = x.new_empty(x.shape)
+    block = triton.next_power_of_2(width)
+    _gated_norm_kernel[(tokens,)](
+        x,
+        gate,
+        weight.contiguous(),
+        x if mean_square is None else mean_square.contiguous(),
+        output,
+        eps,
+        width,
+        *x.stride(),
+        *gate.stride(),
+        GIVEN_MEAN_SQUARE=mean_square is not None,
+        BLOCK=block,
+        num_warps=min(max(block // 512, 1), 16),
+    )
+    return output
+
+
+@triton.jit
+def _gated_norm_kernel(
+    p_x,
+    p_gate,
+    p_weight,
+    p_mean_square,
+    p_output,
+    eps,
+    width,
+    x_stride,
+    x_column_stride,
+    gate_stride,
+    gate_column_stride,
+    GIVEN_MEAN_SQUARE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o_column = tl.arange(0, BLOCK)
+    m_column = o_column < width
+    dtype = p_output.dtype.element_ty
+    b_x = tl.load(p_x + i_row * x_stride + o_column * x_column_stride, mask=m_column, other=0.0).to(tl.float32)
+    b_gate = tl.load(p_gate + i_row * gate_stride + o_column * gate_column_stride, mask=m_column, other=0.0)
+    b_weight = tl.load(p_weight + o_column, mask=m_column, other=0.0).to(tl.float32)
+    mean_square = tl.load(p_mean_square + i_row) if GIVEN_MEAN_SQUARE else tl.sum(b_x * b_x, axis=0) / width
+    b_normed = (b_x * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)
+    b_normed = (b_normed * b_weight).to(dtype).to(tl.float32)
+    b_sigmoid = tl.sigmoid(b_gate.to(tl.float32)).to(dtype).to(tl.float32)
+    tl.store(p_output + i_row * width + o_column, (b_normed * b_sigmoid).to(dtype), mask=m_column)
