@@ -6,7 +6,6 @@ Nothing here imports SGLang, whose import takes longer than everything else toge
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sala_sglang import TESTED_SGLANG_VERSIONS, __version__
 PLUGIN_GROUP, PLUGIN_NAME = "sglang.srt.plugins", "sala"
 REQUIRED_PACKAGES = ("sglang", "torch", "triton", "transformers")
 OPTIONAL_PACKAGES = ("flashinfer-python", "flash-linear-attention")
+KERNEL_MODULE = Path("/proc/driver/nvidia/version")  # not there under WSL
 MIN_COMPUTE_CAPABILITY = (8, 0)  # the first with bfloat16 arithmetic
 
 
@@ -82,17 +82,16 @@ def _packages() -> list[Finding]:
 
 def _driver() -> str | None:
     """Version of the NVIDIA driver, or None where there is none."""
-    if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
-        if answer.returncode == 0 and answer.stdout.strip():
-            return answer.stdout.split()[0]
-    proc = Path("/proc/driver/nvidia/version")
-    if not proc.is_file():
+    if KERNEL_MODULE.is_file():
+        # NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  ...
+        words = KERNEL_MODULE.read_text().splitlines()[0].split()
+        return next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    # NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  ...
-    words = proc.read_text().splitlines()[0].split()
-    return next((word for word in words if word[0].isdigit() and "." in word), "of unknown version")
+    return answer.stdout.split()[0]
 
 
 def _gpu() -> list[Finding]:

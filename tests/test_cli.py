@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,22 @@ def test_doctor_reports_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
         "cannot start",
     ):
         assert line in report
+
+
+@pytest.mark.parametrize(("major", "enough"), [(9, True), (7, False)])
+def test_doctor_describes_gpu_and_driver(major, enough, monkeypatch, tmp_path):
+    module = tmp_path / "version"
+    module.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC 13.2.0\n")
+    gpu = SimpleNamespace(name="NVIDIA Example", total_memory=80 << 30, major=major, minor=0)
+    monkeypatch.setattr(doctor, "KERNEL_MODULE", module)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
+    driver, device, mode = doctor._gpu()
+    assert driver.found == "580.95.05"
+    assert device.found == f"NVIDIA Example, 80 GiB, compute capability {major}.0"
+    assert (device.missing == "") == enough
+    assert mode.found == "GPU"
 
 
 def test_launch_server_explains_itself_before_installing_anything():
