@@ -1,0 +1,86 @@
+"""Inputs shared by the tests of the sparse operators."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from interpreter import repair_bfloat16
+from paging import empty_compressed, fill_pool, make_batch
+from quick_interpreter import patch_once_per_launch
+from sala_kernels.compress_keys import compress_keys
+from sala_kernels.layout import PagedBatch, SparseGeometry
+
+repair_bfloat16()
+patch_once_per_launch()
+
+RELEASED = SparseGeometry()
+SMALL = SparseGeometry(block_size=64, kernel_size=32, kernel_stride=16, local_blocks=2, selected_blocks=6)
+TINY = replace(SMALL, block_size=16, kernel_size=8, kernel_stride=4)
+GEOMETRIES = {
+    "small": SMALL,
+    "tiny": TINY,
+    "overlap 2": replace(SMALL, kernel_size=48),
+    "no overlap": replace(SMALL, kernel_size=16),
+    "4 coarse rows": replace(SMALL, kernel_size=8, kernel_stride=4),
+    "no initial block": replace(TINY, kernel_size=16, init_blocks=0, local_blocks=1, selected_blocks=3),
+    "nothing free": replace(TINY, init_blocks=2, local_blocks=3),
+}
+
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+both = pytest.mark.parametrize("implementation", ["reference", "triton"])
+
+
+def gpu(test):
+    """Mark a test that needs an NVIDIA GPU, and skip it without one."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")(test))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """New tensors hold NaN or the largest integer until they are written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def whole_prompts(batch: PagedBatch) -> PagedBatch:
+    """The same requests with every token in this step."""
+    start = torch.nn.functional.pad(batch.kv_lens.cumsum(0), (1, 0)).int()
+    return replace(batch, query_start=start, max_query_tokens=batch.max_kv_tokens)
+
+
+def one_request(batch: PagedBatch, request: int) -> tuple[slice, PagedBatch]:
+    """The rows of ``request``, and the batch that holds it alone."""
+    rows, _ = batch.rows(request)
+    own = slice(request, request + 1)
+    start = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32, device=batch.kv_lens.device)
+    alone = {name: getattr(batch, name)[own] for name in ("kv_lens", "sparse", "request_rows")}
+    return rows, replace(batch, query_start=start, max_query_tokens=rows.stop - rows.start, **alone)
+
+
+class Inputs:
+    """A batch with its pools, compressed keys of every complete window, and queries, all in one dtype.
+
+    ``edit(keys)`` may change the keys [slots, Hkv, D] before they are compressed.
+    """
+
+    def __init__(self, lengths, new_tokens, geometry, heads, dim, dtype, device, sparse=None, edit=lambda keys: None):
+        query_heads, kv_heads = heads
+        self.geometry, self.scale = geometry, dim**-0.5
+        self.batch, pages = make_batch(lengths, new_tokens, geometry, device, sparse)
+        pools = fill_pool(self.batch, pages, geometry, kv_heads, dim)
+        edit(pools[0])
+        self.keys, self.values = (pool.to(dtype) for pool in pools)
+        self.compressed = empty_compressed(pages, geometry, kv_heads, dim, self.keys)
+        compress_keys(self.keys, self.compressed, whole_prompts(self.batch), geometry, implementation="reference")
+        # Queries are a part of a projection's output, as they are in a model.
+        projected = torch.randn(sum(new_tokens), query_heads + 2 * kv_heads, dim, dtype=torch.float64)
+        self.queries = projected.to(device, dtype)[:, :query_heads]
+
+    def request(self, index: int, kv_head: int):
+        """Positions, queries [rows, G, D], keys and values [L, D] of one request and KV head, float64 on the CPU."""
+        rows, positions = self.batch.rows(index)
+        slots = self.batch.slots(index)
+        grouped = self.queries[rows].unflatten(1, (self.keys.shape[1], -1))[:, kv_head]
+        parts = grouped, self.keys[slots, kv_head], self.values[slots, kv_head]
+        return positions.tolist(), *(part.double().cpu() for part in parts)
