@@ -1,0 +1,173 @@
+"""What all operators promise: errors that name the tensor, an explicit choice of implementation, and no way up."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import sala_kernels
+import torch
+from paging import empty_compressed, make_batch
+from sala_kernels.compress_keys import compress_keys
+from sala_kernels.contract import check_dtypes, check_groups, check_shapes, default_implementation, implementation_of
+from sala_kernels.gated_norm import gated_norm
+from sala_kernels.layout import SparseGeometry
+from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.qk_norm_rope import qk_norm_rope
+from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sparse_attention import sparse_attention
+
+KERNELS = Path(sala_kernels.__file__).parent
+SOURCES = sorted(KERNELS.rglob("*.py"))
+ALLOWED_IMPORTS = {"torch", "triton", "tilelang", "sala_kernels", *sys.stdlib_module_names}
+
+
+def valid_arguments() -> dict:
+    """Arguments that every operator accepts, by operator."""
+    geometry = SparseGeometry()
+    batch, pages = make_batch([3], [3], geometry, "cpu")
+    rows, slots = torch.zeros(3, 4, 16), torch.zeros(3, dtype=torch.int32)
+    pool = torch.zeros(pages * 64, 2, 16)
+    paged = {"batch": batch, "geometry": geometry}
+    compressed = empty_compressed(pages, geometry, 2, 16, rows)
+    block_ids = torch.zeros(3, 2, geometry.selected_blocks, dtype=torch.int32)
+    lightning = {
+        "q": rows,
+        "k": rows,
+        "v": rows,
+        "states": torch.zeros(5, 4, 16, 16),
+        "state_slots": slots,
+        "snapshot_slots": slots - 1,
+        "log_decay": -torch.ones(4),
+        "scale": 1.0,
+    }
+    starts = {"query_start": torch.arange(4, dtype=torch.int32), "snapshot_tokens": slots}
+    wide, weight = torch.zeros(3, 16), torch.ones(16)
+    rope = {"positions": slots, "inv_freq": torch.ones(8), "eps": 1e-6}
+    return {
+        lightning_chunk: lightning | starts,
+        lightning_recurrent: lightning,
+        qk_norm_rope: {"q": rows, "k": rows[:, :2], "q_weight": weight, "k_weight": weight} | rope,
+        gated_norm: {"x": wide, "gate": wide, "weight": weight, "eps": 1e-6, "mean_square": torch.ones(3)},
+        scaled_add_norm: {"x": wide, "residual": wide, "scale": 0.5, "weight": weight, "eps": 1e-6},
+        compress_keys: {"keys": pool, "compressed": compressed} | paged,
+        select_blocks: {"queries": rows, "compressed": compressed, "scale": 1.0} | paged,
+        sparse_attention: {
+            "queries": rows,
+            "keys": pool,
+            "values": pool,
+            "block_ids": block_ids,
+            "scale": 1.0,
+        }
+        | paged,
+    }
+
+
+OPERATORS = valid_arguments()
+TENSORS = [
+    pytest.param(operator, name, id=f"{operator.__name__}-{name}")
+    for operator, arguments in OPERATORS.items()
+    for name, value in arguments.items()
+    if isinstance(value, torch.Tensor)
+]
+every_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
+every_tensor = pytest.mark.parametrize(("operator", "name"), TENSORS)
+
+
+@every_operator
+def test_valid_arguments_are_accepted(operator):
+    operator(**OPERATORS[operator])
+
+
+@every_tensor
+def test_another_rank_is_refused_by_name(operator, name):
+    arguments = OPERATORS[operator]
+    with pytest.raises(ValueError, match=rf"^{name}: expected shape \["):
+        operator(**arguments | {name: arguments[name][None]})
+
+
+@every_tensor
+def test_another_size_is_refused(operator, name):
+    # The first tensor that has a dimension decides its size, so the error may name the next one.
+    arguments = OPERATORS[operator]
+    with pytest.raises(ValueError, match=r"^\w+: expected \S+ = \d+, got shape \["):
+        operator(**arguments | {name: torch.cat([arguments[name]] * 2, dim=-1)})
+
+
+@pytest.mark.parametrize(("operator", "name"), [case for case in TENSORS if "positions" not in case.values])
+def test_another_dtype_is_refused(operator, name):
+    arguments = OPERATORS[operator]
+    first = next(iter(arguments))  # it decides the dtype of those that follow
+    with pytest.raises(TypeError, match=r"^\w+: expected dtype" if name == first else f"^{name}: expected dtype"):
+        operator(**arguments | {name: arguments[name].to(torch.float16)})
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "states"])
+@pytest.mark.parametrize("operator", [lightning_chunk, lightning_recurrent])
+def test_lightning_refuses_strided_rows(operator, name):
+    arguments = OPERATORS[operator]
+    with pytest.raises(ValueError, match=f"^{name}: expected contiguous"):
+        operator(**arguments | {name: torch.cat([arguments[name]] * 2, dim=-1)[..., ::2]})
+
+
+@every_operator
+def test_unknown_implementation_is_refused(operator):
+    with pytest.raises(ValueError, match="implementation: got 'cutlass', allowed are 'reference' and 'triton'"):
+        operator(**OPERATORS[operator], implementation="cutlass")
+
+
+@pytest.mark.parametrize("operator", sorted(path.parent.name for path in SOURCES if path.name == "triton.py"))
+def test_choice_of_implementation(operator):
+    package, tensor = f"sala_kernels.{operator}", torch.zeros(1)
+    assert default_implementation(torch.device("cpu")) == "reference"
+    assert default_implementation(torch.device("cuda")) == "triton"
+    assert implementation_of(package, None, tensor).__name__ == f"{package}.reference"
+    for name in ("reference", "triton"):
+        assert implementation_of(package, name, tensor).__name__ == f"{package}.{name}"
+
+
+def test_shapes_share_symbols():
+    a, b = torch.zeros(2, 3), torch.zeros(3, 7)
+    assert check_shapes({"X": 7}, a=(a, "T D"), b=(b, "D X")) == {"X": 7, "T": 2, "D": 3}
+    check_shapes(a=(a, "_ 3"), b=(b, "_ _"))  # a wildcard may be 2, 3 and 7 at once
+    with pytest.raises(ValueError, match=r"b: expected D = 3, got shape \[4, 7\]"):
+        check_shapes(a=(a, "T D"), b=(torch.zeros(4, 7), "D X"))
+    with pytest.raises(ValueError, match=r"a: expected 4 = 4, got shape \[2, 3\]"):
+        check_shapes(a=(a, "T 4"))
+    with pytest.raises(ValueError, match=r"a: expected shape \[T\], got \[2, 3\]"):
+        check_shapes(a=(a, "T"))
+
+
+def test_dtypes_and_groups():
+    check_dtypes(torch.float32, a=torch.zeros(1))
+    with pytest.raises(TypeError, match=r"b: expected dtype torch.int32, got torch.int64"):
+        check_dtypes(torch.int32, a=torch.zeros(1).int(), b=torch.zeros(1).long())
+    check_groups(32, 2)
+    with pytest.raises(ValueError, match="query heads 6 must be a multiple of KV heads 4"):
+        check_groups(6, 4)
+
+
+def imported_modules(source: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, wherever in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: relative import"
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(KERNELS)))
+def test_kernels_know_only_torch_and_triton(source):
+    assert {module.split(".")[0] for module in imported_modules(source)} <= ALLOWED_IMPORTS
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(KERNELS)))
+def test_implementations_do_not_import_each_other(source):
+    ours = {module for module in imported_modules(source) if module.startswith("sala_kernels.")}
+    assert not {module for module in ours if module.split(".")[-1] in ("reference", "triton")}
+    if source.name == "reference.py":
+        assert not {module for module in imported_modules(source) if module.split(".")[0] in ("triton", "tilelang")}
