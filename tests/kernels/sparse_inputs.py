@@ -29,6 +29,15 @@ GEOMETRIES = {
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 both = pytest.mark.parametrize("implementation", ["reference", "triton"])
 
+REAL_STEPS = {
+    "one prompt": ([9000], [9000]),
+    "chunk at 20000": ([20000], [256]),
+    "chunk at 131072": ([131072], [256]),
+    "decode": ([1, 6144, 6145, 8191, 8192, 131072] + [911 * i for i in range(1, 27)], [1] * 32),
+    "mixed": ([12000, 9000, 70, 30000], [300, 1, 70, 64]),
+}
+real_steps = pytest.mark.parametrize(("lengths", "new_tokens"), REAL_STEPS.values(), ids=REAL_STEPS)
+
 
 def gpu(test):
     """Mark a test that needs an NVIDIA GPU, and skip it without one."""
@@ -38,9 +47,9 @@ def gpu(test):
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """New tensors hold NaN or the largest integer until they are written."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def whole_prompts(batch: PagedBatch) -> PagedBatch:
@@ -69,13 +78,20 @@ class Inputs:
         self.geometry, self.scale = geometry, dim**-0.5
         self.batch, pages = make_batch(lengths, new_tokens, geometry, device, sparse)
         pools = fill_pool(self.batch, pages, geometry, kv_heads, dim)
+        # Keys of a block have something in common, else the means of windows, and all scores, would be alike.
+        pools[0].unflatten(0, (pages, -1)).add_(torch.randn(pages, 1, kv_heads, dim, device=device))
         edit(pools[0])
         self.keys, self.values = (pool.to(dtype) for pool in pools)
         self.compressed = empty_compressed(pages, geometry, kv_heads, dim, self.keys)
-        compress_keys(self.keys, self.compressed, whole_prompts(self.batch), geometry, implementation="reference")
+        self.compress()
         # Queries are a part of a projection's output, as they are in a model.
         projected = torch.randn(sum(new_tokens), query_heads + 2 * kv_heads, dim, dtype=torch.float64)
         self.queries = projected.to(device, dtype)[:, :query_heads]
+
+    def compress(self) -> None:
+        """Bring the compressed keys up to date with the keys."""
+        batch = whole_prompts(self.batch)
+        compress_keys(self.keys, self.compressed, batch, self.geometry, implementation="reference")
 
     def request(self, index: int, kv_head: int):
         """Positions, queries [rows, G, D], keys and values [L, D] of one request and KV head, float64 on the CPU."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from paging import empty_compressed, fill_pool, make_batch
 from sala_kernels.compress_keys import compress_keys
-from sparse_inputs import GEOMETRIES, RELEASED, SMALL, both, geometries, gpu
+from sparse_inputs import GEOMETRIES, RELEASED, SMALL, both, geometries, gpu, real_steps
 
 LENGTHS = [1, 15, 16, 31, 32, 63, 64, 127, 128, 129, 330]
 NEW_TOKENS = [1, 2, 16, 1, 0, 40, 64, 20, 1, 129, 200]
@@ -121,15 +121,7 @@ def whole_pool_matches(keys, batch, compressed, geometry):
 
 
 @gpu
-@pytest.mark.parametrize(
-    ("lengths", "new_tokens"),
-    [
-        ([8192], [8192]),
-        ([131072], [8192]),
-        ([20000, 64, 9000], [4000, 64, 1]),
-        ([1024 * i for i in range(1, 33)], [1] * 32),
-    ],
-)
+@real_steps
 def test_real_sizes(device, lengths, new_tokens):
     keys, compressed, batch = poisoned_run(lengths, new_tokens, RELEASED, 2, torch.bfloat16, device, "triton", dim=128)
     whole_pool_matches(keys, batch, compressed, RELEASED)

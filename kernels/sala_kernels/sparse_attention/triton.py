@@ -1,0 +1,218 @@
+"""sparse_attention on a GPU: online softmax over the listed blocks of a row, or over all blocks of a tile of rows.
+
+Rows that attend to every block up to their own, because their request is dense or the list names them all, share
+keys and values in tiles. Every other row, and every row of a decode step, has a program of its own; a decode
+step splits the blocks over several and merges their results.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
+from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
+from sala_kernels.sparse_attention.tiles import attend_tiles
+
+DECODE_SPLITS = 16  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
+
+
+def sparse_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+) -> torch.Tensor:
+    output = queries.new_empty(queries.shape)
+    inputs = queries, keys, values, block_ids
+    if batch.max_query_tokens == 1:
+        tokens, query_heads, head_dim = queries.shape
+        parts = queries.new_empty((DECODE_SPLITS, tokens, query_heads, head_dim), dtype=torch.float32)
+        lse = queries.new_empty((DECODE_SPLITS, tokens, query_heads), dtype=torch.float32)
+        _attend_rows(*inputs, parts, lse, batch, geometry, scale)
+        _merge_kernel[(tokens, query_heads)](
+            parts, lse, output, tokens, *output.stride(), SPLITS=DECODE_SPLITS, D=head_dim, num_warps=4
+        )
+    else:
+        attend_tiles(*inputs, output, batch, geometry, scale)
+        _attend_rows(*inputs, output[None], None, batch, geometry, scale)
+    return output
+
+
+def _attend_rows(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor | None,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+) -> None:
+    """Rows by themselves: output [splits, T, Hq, D]; with ``lse`` [splits, T, Hq] every row, else those of no tile."""
+    splits, tokens, query_heads, _ = output.shape
+    kv_heads = keys.shape[1]
+    group = query_heads // kv_heads
+    _rows_kernel[(tokens, kv_heads, splits)](
+        queries,
+        keys,
+        values,
+        block_ids,
+        output,
+        lse,
+        *launch_arguments(queries, keys, values, block_ids, batch, scale),
+        *output.stride(),
+        TILE=1,
+        HEADS=max(MIN_DOT_ROWS, triton.next_power_of_2(group)),
+        GROUP=group,
+        PARTIAL=lse is not None,
+        **constants(keys, block_ids, geometry),
+        num_warps=4,
+        num_stages=3 if keys.element_size() == 2 else 1,
+    )
+
+
+@triton.jit(do_not_specialize=["requests", "tokens"])
+def _rows_kernel(
+    p_queries,
+    p_keys,
+    p_values,
+    p_ids,
+    p_output,
+    p_lse,
+    p_query_start,
+    p_kv_lens,
+    p_sparse,
+    p_request_rows,
+    p_token_slots,
+    token_slots_stride,
+    requests,
+    tokens,
+    scale,
+    query_token_stride,
+    query_head_stride,
+    query_dim_stride,
+    key_slot_stride,
+    key_head_stride,
+    key_dim_stride,
+    value_slot_stride,
+    value_head_stride,
+    value_dim_stride,
+    ids_token_stride,
+    ids_head_stride,
+    ids_stride,
+    output_split_stride,
+    output_token_stride,
+    output_head_stride,
+    output_dim_stride,
+    TILE: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    K_SEL: tl.constexpr,
+    K_SEL_PADDED: tl.constexpr,
+    D: tl.constexpr,
+):
+    i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
+    i_request, i_row, count, position = locate_tile(
+        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
+    )
+    if count <= 0:
+        return
+    sparse = tl.load(p_sparse + i_request) != 0
+    p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
+    listed = tl.sum(count_ids(p_list, ids_token_stride, ids_stride, sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
+    if not PARTIAL and attends_to_all(sparse, listed, position, BLOCK):
+        return
+
+    o_head, o_dim = tl.arange(0, HEADS), tl.arange(0, D)
+    blocks = tl.where(sparse, listed, position // BLOCK + 1)
+    share = tl.cdiv(blocks, tl.num_programs(2))
+    begin, end = i_split * share, tl.minimum((i_split + 1) * share, blocks)
+    if PARTIAL:
+        query_heads = tl.num_programs(1) * GROUP
+        p_part = p_lse + (i_split * tokens + i_row).to(tl.int64) * query_heads + i_kv_head * GROUP + o_head
+        if begin >= end:
+            tl.store(p_part, float("-inf"), mask=o_head < GROUP)
+            return
+
+    b_queries = load_queries(
+        p_queries,
+        i_row,
+        count,
+        i_kv_head,
+        query_token_stride,
+        query_head_stride,
+        query_dim_stride,
+        GROUP,
+        TILE,
+        HEADS,
+        D,
+    )
+    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
+    o_position = tl.zeros([HEADS], tl.int32) + position
+    b_output = tl.zeros([HEADS, D], tl.float32)
+    b_max = tl.full([HEADS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([HEADS], tl.float32)
+
+    PARTS: tl.constexpr = BLOCK // TOKENS
+    for i_part in range(begin * PARTS, end * PARTS):
+        i_block = i_part // PARTS
+        block = tl.where(sparse, tl.load(p_list + i_block * ids_stride, mask=sparse, other=0), i_block)
+        first = i_part % PARTS * TOKENS
+        b_output, b_max, b_sum = attend(
+            b_queries,
+            b_output,
+            b_max,
+            b_sum,
+            p_keys + i_kv_head * key_head_stride,
+            p_values + i_kv_head * value_head_stride,
+            tl.load(p_tokens + block * BLOCK) + first,
+            block * BLOCK + first,
+            o_position,
+            scale,
+            key_slot_stride,
+            key_dim_stride,
+            value_slot_stride,
+            value_dim_stride,
+            TOKENS,
+            D,
+        )
+
+    p_row = p_output + i_split.to(tl.int64) * output_split_stride + i_row.to(tl.int64) * output_token_stride
+    p_head = p_row + (i_kv_head * GROUP + o_head[:, None]) * output_head_stride + o_dim[None, :] * output_dim_stride
+    b_output = (b_output / b_sum[:, None]).to(p_output.dtype.element_ty)
+    tl.store(p_head, b_output, mask=o_head[:, None] < GROUP)
+    if PARTIAL:
+        tl.store(p_part, b_max + tl.log2(b_sum), mask=o_head < GROUP)
+
+
+@triton.jit
+def _merge_kernel(
+    p_parts,
+    p_lse,
+    p_output,
+    tokens,
+    token_stride,
+    head_stride,
+    dim_stride,
+    SPLITS: tl.constexpr,
+    D: tl.constexpr,
+):
+    """Mean of the parts [SPLITS, T, Hq, D], weighted by the sums behind ``lse`` [SPLITS, T, Hq]; −inf: no part."""
+    i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_dim = tl.arange(0, D)
+    o_part = (tl.arange(0, SPLITS) * tokens + i_row) * tl.num_programs(1) + i_head
+    b_lse = tl.load(p_lse + o_part)
+    b_weights = tl.exp2(b_lse - tl.max(b_lse, 0))
+    m_part = b_lse > float("-inf")
+    b_parts = tl.load(p_parts + o_part[:, None] * D + o_dim[None, :], mask=m_part[:, None], other=0.0)
+    b_output = tl.sum(b_parts * b_weights[:, None], 0) / tl.sum(b_weights, 0)
+    p_row = p_output + i_row * token_stride + i_head * head_stride
+    tl.store(p_row + o_dim * dim_stride, b_output.to(p_output.dtype.element_ty))

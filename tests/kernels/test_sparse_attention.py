@@ -1,0 +1,205 @@
+"""sparse_attention: the definition, with errors no larger than those of plain attention in the same dtype."""
+
+from dataclasses import replace
+
+import brute_force
+import pytest
+import torch
+from paging import relative_error
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sparse_attention import sparse_attention
+from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps
+from sparse_inputs import poisoned_memory as poisoned_memory
+
+
+def run(inputs: Inputs, block_ids: torch.Tensor, implementation: str, batch=None) -> torch.Tensor:
+    tensors = inputs.queries, inputs.keys, inputs.values, block_ids
+    batch = batch or inputs.batch
+    return sparse_attention(*tensors, batch, inputs.geometry, inputs.scale, implementation=implementation)
+
+
+def exactly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
+    """The reference in float64."""
+    tensors = inputs.queries.double(), inputs.keys.double(), inputs.values.double(), block_ids
+    return sparse_attention(*tensors, inputs.batch, inputs.geometry, inputs.scale, implementation="reference")
+
+
+def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
+    """Attention with every intermediate result in the dtype of the inputs, [T, Hq, D]."""
+    block = inputs.geometry.block_size
+    output = torch.empty_like(inputs.queries)
+    for request in range(inputs.batch.size):
+        rows, positions = inputs.batch.rows(request)
+        slots = inputs.batch.slots(request)
+        token = torch.arange(len(slots), device=slots.device)
+        for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
+            for kv_head, queries in enumerate(inputs.queries[row].unflatten(0, (inputs.keys.shape[1], -1))):
+                mask = token <= t
+                if inputs.batch.sparse[request]:
+                    mask &= torch.isin(token // block, block_ids[row, kv_head])
+                keys, values = (pool[slots[mask], kv_head] for pool in (inputs.keys, inputs.values))
+                weights = (inputs.scale * (queries @ keys.T)).softmax(-1)
+                group = len(queries)
+                output[row, kv_head * group : (kv_head + 1) * group] = weights @ values
+    return output
+
+
+def random_ids(inputs: Inputs) -> torch.Tensor:
+    """Lists [T, Hkv, K_SEL] of random blocks and the current one; arbitrary integers for dense requests."""
+    selected = inputs.geometry.selected_blocks
+    shape = inputs.queries.shape[0], inputs.keys.shape[1], selected
+    block_ids = torch.full(shape, 2**30, dtype=torch.int32)
+    for request in torch.nonzero(inputs.batch.sparse).flatten().tolist():
+        rows, positions = inputs.batch.rows(request)
+        for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
+            current = t // inputs.geometry.block_size
+            for kv_head in range(shape[1]):
+                count = int(torch.randint(0, min(selected - 1, current) + 1, ()))
+                chosen = torch.tensor([*torch.randperm(current)[:count].sort().values.tolist(), current])
+                block_ids[row, kv_head] = -1
+                block_ids[row, kv_head, : count + 1] = chosen
+    return block_ids.to(inputs.queries.device)
+
+
+def selected_ids(inputs: Inputs) -> torch.Tensor:
+    arguments = inputs.queries, inputs.compressed, inputs.batch, inputs.geometry, inputs.scale
+    return select_blocks(*arguments, implementation="reference")
+
+
+def check_triton(inputs: Inputs, block_ids: torch.Tensor) -> None:
+    output, exact = run(inputs, block_ids, "triton"), exactly(inputs, block_ids)
+    assert output.dtype == inputs.queries.dtype
+    allowed = 2 * relative_error(plainly(inputs, block_ids), exact)
+    assert relative_error(output, exact) <= allowed
+    # A wrong row must not hide behind many right ones.
+    errors = (output.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    assert errors.max() <= 8 * allowed
+
+
+@geometries
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (3, 1), (16, 2), (16, 1), (8, 4)])
+def test_reference_is_the_definition(device, geometry, heads):
+    block = geometry.block_size
+    lengths, new_tokens = [1, 2 * block, 5 * block + 3, 4 * block - 1], [1, 3, 2 * block, 1]
+    sparse = [True, True, True, False]
+    inputs = Inputs(lengths, new_tokens, geometry, heads, 16, torch.float64, device, sparse)
+    block_ids = random_ids(inputs)
+    output = run(inputs, block_ids, "reference").unflatten(1, (heads[1], -1)).cpu()
+    for request in range(len(lengths)):
+        rows, _ = inputs.batch.rows(request)
+        for kv_head in range(heads[1]):
+            positions, queries, keys, values = inputs.request(request, kv_head)
+            for i in range(0, len(positions), 13):
+                blocks = [b for b in block_ids[rows.start + i, kv_head].tolist() if b >= 0]
+                if not sparse[request]:
+                    blocks = range(positions[i] // block + 1)
+                expected = brute_force.attend(queries[i], positions[i], keys, values, blocks, block, inputs.scale)
+                torch.testing.assert_close(output[rows.start + i, kv_head], expected, rtol=1e-10, atol=1e-10)
+
+
+@both
+def test_sparse_is_dense_while_every_block_is_selected(device, implementation):
+    inputs = Inputs([384, 130], [70, 1], SMALL, (4, 2), 16, torch.float32, device)
+    sparse = run(inputs, selected_ids(inputs), implementation)
+    dense = replace(inputs.batch, sparse=torch.zeros_like(inputs.batch.sparse))
+    anything = torch.full((71, 2, 6), 2**30, dtype=torch.int32, device=device)
+    torch.testing.assert_close(run(inputs, anything, implementation, dense), sparse, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "heads", "dim", "dtype"),
+    [
+        ("small", (2, 1), 32, torch.bfloat16),
+        ("tiny", (3, 1), 16, torch.float16),
+        ("overlap 2", (16, 1), 64, torch.bfloat16),
+        ("no overlap", (2, 2), 16, torch.float32),
+        ("small", (1, 1), 16, torch.bfloat16),
+        ("small", (16, 2), 128, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("decode", [False, True], ids=["prefill", "decode"])
+def test_triton(device, geometry, heads, dim, dtype, decode):
+    geometry = GEOMETRIES[geometry]
+    block = geometry.block_size
+    lengths = [1, block, block + 1, 9 * block + 5, 5 * block - 1]
+    new_tokens = [1] * 5 if decode else [1, 0, 3, 9, 4]
+    sparse = [True, False, True, True, False]
+    inputs = Inputs(lengths, new_tokens, geometry, heads, dim, dtype, device, sparse)
+    check_triton(inputs, random_ids(inputs))
+
+
+def test_triton_with_selected_blocks(device):
+    # Rows of one tile on both sides of the K_SEL-th block: some attend to all blocks, some to a list.
+    inputs = Inputs([386, 70, 900], [6, 70, 1], SMALL, (4, 2), 16, torch.bfloat16, device)
+    check_triton(inputs, selected_ids(inputs))
+
+
+def test_blocks_larger_than_a_step_of_the_loop(device):
+    geometry = replace(SMALL, block_size=256, kernel_size=128, kernel_stride=64)
+    for new_tokens in ([3, 2], [1, 1]):
+        inputs = Inputs([600, 260], new_tokens, geometry, (2, 1), 16, torch.bfloat16, device, [True, False])
+        check_triton(inputs, random_ids(inputs))
+
+
+@both
+def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
+    inputs = Inputs([620, 300, 90], [3, 2, 5], SMALL, (4, 2), 16, torch.float32, device, [True, True, False])
+    block_ids = random_ids(inputs)
+    last = inputs.batch.query_start[1:].long() - 1
+    prompt = run(inputs, block_ids, implementation)
+    inputs.queries = inputs.queries[last]
+    step = replace(inputs.batch, query_start=torch.arange(4, dtype=torch.int32, device=device), max_query_tokens=1)
+    torch.testing.assert_close(run(inputs, block_ids[last], implementation, step), prompt[last], rtol=1e-5, atol=1e-6)
+
+
+@both
+@pytest.mark.parametrize("new_tokens", [[1, 1, 1], [9, 2, 4]], ids=["decode", "prefill"])
+def test_each_request_as_if_alone(device, implementation, new_tokens):
+    inputs = Inputs([500, 200, 330], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [True, False, True])
+    block_ids, queries = random_ids(inputs), inputs.queries
+    together = run(inputs, block_ids, implementation)
+    # Bounds need not be tight.
+    assert torch.equal(run(inputs, block_ids, implementation, replace(inputs.batch, max_kv_tokens=4000)), together)
+    for request in range(3):
+        rows, alone = one_request(inputs.batch, request)
+        inputs.queries = queries[rows]
+        assert torch.equal(run(inputs, block_ids[rows], implementation, alone), together[rows])
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3])
+@pytest.mark.parametrize("kind", ["constant", "huge"])
+def test_extreme_keys(device, new_tokens, kind):
+    def edit(keys):
+        used = ~keys.isnan().flatten(1).any(1)
+        if kind == "constant":
+            keys[used] = 1.0
+        else:
+            keys[used.nonzero()[7]] *= 1e4
+
+    inputs = Inputs([100, 330], [new_tokens] * 2, SMALL, (2, 1), 16, torch.bfloat16, device, [False, True], edit)
+    check_triton(inputs, selected_ids(inputs))
+
+
+@gpu
+@real_steps
+@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "half dense"])
+def test_real_sizes(device, lengths, new_tokens, dense):
+    sparse = [not dense or i % 2 == 1 for i in range(len(lengths))]
+    inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device, sparse)
+    check_triton(inputs, selected_ids(inputs))
+
+
+@gpu
+@pytest.mark.parametrize("new_tokens", [1, 40])
+def test_pool_beyond_int32_offsets(device, new_tokens):
+    inputs = Inputs([300, 700], [new_tokens] * 2, SMALL, (32, 2), 128, torch.bfloat16, device)
+    block_ids = random_ids(inputs)
+    near = run(inputs, block_ids, "triton")
+    first = 2**31 // (2 * 128) + SMALL.block_size
+    for name in ("keys", "values"):
+        pool = getattr(inputs, name)
+        far = torch.empty(first + len(pool), 2, 128, dtype=pool.dtype, device=device)
+        far[first:] = pool
+        setattr(inputs, name, far)
+    moved = replace(inputs.batch, token_slots=inputs.batch.token_slots + first)
+    assert torch.equal(run(inputs, block_ids, "triton", moved), near)
