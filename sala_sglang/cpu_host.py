@@ -7,9 +7,10 @@ only on machines without CUDA.
 
 import torch
 
-# Pool sizes unless the user gives others. SGLang would size the pools for most of the machine's memory and touch
-# all of it, which takes minutes and leaves nothing for anybody else.
-POOL_DEFAULTS = {"max_total_tokens": 131_072, "max_mamba_cache_size": 64}
+# Sizes unless the user gives others. SGLang would size the pools for most of the machine's memory and touch all of
+# it, which takes minutes and leaves nothing for anybody else; and the share it computes for them assumes a GPU's
+# memory, down to a negative one for unchunked prefill.
+MEMORY_DEFAULTS = {"max_total_tokens": 131_072, "max_mamba_cache_size": 64, "mem_fraction_static": 0.8}
 
 
 def without_cuda() -> bool:

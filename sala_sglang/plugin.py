@@ -177,7 +177,7 @@ def _from_cli_args(original, cls, args):
 
 def _adjust_arguments(server_args: Any, previous) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
-    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
+    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
 
     config = model_config_of(server_args).hf_config
     if ARCHITECTURE not in (getattr(config, "architectures", None) or ()):
@@ -187,13 +187,26 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     _check_hooks()
     _check_arguments(server_args, config)
     options.dense_len_tokens(config)
-    declare_resolution(server_args, __name__, page_size=config.sparse_geometry.block_size)
-    if resolution_result(server_args, "device") == "cpu":
-        unset = {name: size for name, size in cpu_host.POOL_DEFAULTS.items() if getattr(server_args, name) is None}
-        declare_resolution(server_args, __name__, **unset)
+    _declare_sizes(server_args, config)
     previous(server_args)
     if resolution_result(server_args, "attention_backend") != BACKEND:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
+
+
+def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
+    """Pages are sparse blocks, prefill chunks are whole pages, and pools on a CPU are small."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolution_result
+
+    page = config.sparse_geometry.block_size
+    declare_resolution(server_args, __name__, page_size=page)
+    chunk = resolution_result(server_args, "chunked_prefill_size")
+    if chunk is not None and chunk > 0 and chunk % page:
+        whole_pages = max(page, chunk // page * page)
+        logger.warning("Prefill chunks are whole pages: chunked_prefill_size %d becomes %d", chunk, whole_pages)
+        declare_resolution(server_args, __name__, chunked_prefill_size=whole_pages)
+    if resolution_result(server_args, "device") == "cpu":
+        unset = {name: size for name, size in cpu_host.MEMORY_DEFAULTS.items() if getattr(server_args, name) is None}
+        declare_resolution(server_args, __name__, **unset)
 
 
 def _check_arguments(server_args: Any, config: SALAConfig) -> None:
