@@ -23,6 +23,7 @@ GEOMETRIES = {
     "no overlap": replace(SMALL, kernel_size=16),
     "4 coarse rows": replace(SMALL, kernel_size=8, kernel_stride=4),
     "no initial block": replace(TINY, kernel_size=16, init_blocks=0, local_blocks=1, selected_blocks=3),
+    "no local block": replace(TINY, local_blocks=0, selected_blocks=4),
     "nothing free": replace(TINY, init_blocks=2, local_blocks=3),
 }
 

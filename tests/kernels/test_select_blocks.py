@@ -6,10 +6,13 @@ import brute_force
 import pytest
 import torch
 from sala_kernels.select_blocks import reference, select_blocks
+from sala_kernels.select_blocks import scores as score_kernels
+from sala_kernels.select_blocks import triton as selection
 from sparse_inputs import (
     GEOMETRIES,
     RELEASED,
     SMALL,
+    TINY,
     Inputs,
     both,
     geometries,
@@ -158,6 +161,7 @@ def test_without_a_normaliser_the_first_blocks_win(device, implementation):
         ("no overlap", (4, 4), torch.float32),
         ("4 coarse rows", (8, 2), torch.bfloat16),
         ("no initial block", (1, 1), torch.bfloat16),
+        ("no local block", (2, 1), torch.float32),
         ("nothing free", (2, 1), torch.float32),
     ],
 )
@@ -201,17 +205,36 @@ def test_each_request_as_if_alone(device, implementation, new_tokens):
         assert torch.equal(run(inputs, implementation, alone), together[rows])
 
 
-def test_slices_of_the_score_scratch(device, monkeypatch):
-    from sala_kernels.select_blocks import triton
-
-    inputs = Inputs([600, 500, 700], [6, 1, 5], SMALL, (2, 1), 16, torch.bfloat16, device)
-    whole = run(inputs, "triton")
-    monkeypatch.setattr(triton, "SCORE_BYTES", 4 * 16 * 2)  # four rows
-    assert torch.equal(run(inputs, "triton"), whole)
+@pytest.mark.parametrize("new_tokens", [5, 1])
+def test_loops_that_take_many_steps(device, monkeypatch, new_tokens):
+    # At their real sizes the loops take one step over contexts as short as these.
+    monkeypatch.setattr(selection, "SCORE_BYTES", 4 * 32 * 4)  # scratch for four rows
+    monkeypatch.setattr(selection, "RANK_BLOCKS", 8)
+    monkeypatch.setattr(score_kernels, "TILE_SLOTS", 16)
+    monkeypatch.setattr(score_kernels, "LSE_SPLITS", 2)
+    monkeypatch.setattr(score_kernels, "PROGRAMS", 2)
+    geometry = replace(TINY, selected_blocks=18)
+    inputs = Inputs([510, 400], [new_tokens, 1], geometry, (2, 1), 16, torch.float32, device)
+    check_selection(inputs, run(inputs, "triton"))
 
 
 @both
-def test_equal_scores_go_to_the_lowest_blocks(device, implementation):
+@pytest.mark.parametrize(
+    ("geometry", "length", "loud"),
+    [(SMALL, 769, slice(704, 768)), (GEOMETRIES["no local block"], 150, slice(144, 148))],
+    ids=["K2", "K1"],
+)
+def test_slots_that_a_later_row_of_the_tile_completes(device, implementation, geometry, length, loud):
+    # The last loud token ends a slot that the rows before it must not see.
+    inputs = Inputs([length], [6], geometry, (8, 4), 16, torch.float32, device)
+    inputs.keys[inputs.batch.slots(0)[loud]] *= 8
+    inputs.compress()
+    check_selection(inputs, run(inputs, implementation))
+
+
+@both
+def test_equal_scores_go_to_the_lowest_blocks(device, monkeypatch, implementation):
+    monkeypatch.setattr(selection, "RANK_BLOCKS", 2)
     geometry = replace(SMALL, selected_blocks=8)  # four free ones
 
     def same(keys):
@@ -222,7 +245,8 @@ def test_equal_scores_go_to_the_lowest_blocks(device, implementation):
 
 
 @both
-def test_scores_above_the_threshold_come_before_equal_ones(device, implementation):
+def test_scores_above_the_threshold_come_before_equal_ones(device, monkeypatch, implementation):
+    monkeypatch.setattr(selection, "RANK_BLOCKS", 2)
     geometry = replace(SMALL, selected_blocks=8)
     inputs = Inputs([1000], [2], geometry, (2, 1), 16, torch.bfloat16, device)
     blocks = torch.arange(1000, device=device) // 64
