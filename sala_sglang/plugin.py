@@ -15,11 +15,10 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
   model overrides        the published backend names lead to ``sala``; SGLang's provider for its own is replaced
   resolution hook        page size, refusals, and the frontend's check
   argument parser        ``--dense-as-sparse``, which the published command lines use
-  snapshot support       on machines without CUDA (cpu_host)
+  cpu_host.HOOKS         on machines without CUDA
 workers, when the model is built:
   attention registry     factory of ``sala``, with the worker's check
   KV pool                pool class with compressed keys, and their bytes in the size of a token
-  pinned memory          on machines without CUDA (cpu_host)
 """
 
 import logging
@@ -88,8 +87,6 @@ def prepare_worker() -> None:
         _cell_size,
         HookType.AFTER,
     )
-    if cpu_host.without_cuda():
-        _hook("torch.Tensor.pin_memory", cpu_host.pin_memory_in_place, HookType.AROUND)
     HookRegistry.apply_hooks()
     _check_hooks()
     _done.add("worker")
@@ -130,11 +127,9 @@ def _register() -> None:
     _hook("sglang.srt.server_args.ServerArgs.add_cli_args", _add_cli_args, HookType.AFTER)
     _hook("sglang.srt.server_args.ServerArgs.from_cli_args", _from_cli_args, HookType.AROUND)
     if cpu_host.without_cuda():
-        _hook(
-            "sglang.srt.arg_groups.mamba_hook._platform_supports_mamba_cache_extra_buffer",
-            cpu_host.allow_state_snapshots,
-            HookType.AROUND,
-        )  # SGLang applies hooks when all plugins have registered theirs
+        for target, function in cpu_host.HOOKS.items():
+            _hook(target, function, HookType.AROUND)
+    # SGLang applies the hooks when all plugins have registered theirs.
 
 
 def _register_model_package() -> None:
