@@ -264,8 +264,7 @@ def _cell_size(result: int, configurator: Any, kvc: Any, num_layers: int) -> int
         return None
     from sglang.srt.runtime_context import get_parallel
 
-    from sala_sglang.attention.pools import compressed_bytes_per_token
-
     kv_heads = kvc.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
     itemsize = kvc.kv_cache_dtype.itemsize
-    return result + compressed_bytes_per_token(config.sparse_geometry, num_layers, kv_heads, config.head_dim, itemsize)
+    geometry = config.sparse_geometry
+    return result + geometry.compressed_bytes_per_token(num_layers, kv_heads, config.head_dim, itemsize)

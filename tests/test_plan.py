@@ -7,7 +7,6 @@ import torch
 from sala_kernels.layout import SparseGeometry
 
 from sala_sglang.attention.plan import paged_decode, paged_extend, state_decode, state_extend
-from sala_sglang.attention.pools import compressed_bytes_per_token
 
 TOKEN_SLOTS = torch.arange(4 * 1024, dtype=torch.int32).view(4, 1024)
 
@@ -76,4 +75,4 @@ def test_decode_snapshots_only_marked_rows():
 
 
 def test_compressed_keys_of_the_released_model_cost_320_bytes_per_token():
-    assert compressed_bytes_per_token(SparseGeometry(), layers=8, kv_heads=2, head_dim=128, itemsize=2) == 320
+    assert SparseGeometry().compressed_bytes_per_token(layers=8, kv_heads=2, head_dim=128, itemsize=2) == 320

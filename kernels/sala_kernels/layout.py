@@ -57,6 +57,11 @@ class SparseGeometry:
         """Strides by which a window reaches back beyond its own; the same for K1 and K2."""
         return self.kernel_size // self.kernel_stride - 1
 
+    def compressed_bytes_per_token(self, layers: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
+        """Bytes of compressed keys per token over all layers, rounded up (released model: 320 at bfloat16)."""
+        page_bytes = layers * kv_heads * self.page_rows * head_dim * itemsize
+        return -(-page_bytes // self.block_size)
+
 
 @dataclass(frozen=True)
 class PagedBatch:

@@ -5,12 +5,17 @@ sparse layers, a StatePlan for the lightning layers. Eager steps and captured gr
 code; under capture every tensor below is recorded over the graph runner's static buffers.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from sala_kernels.layout import PagedBatch
 from sala_kernels.lightning import CHUNK_TOKENS
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+if TYPE_CHECKING:  # importing SGLang's model executor takes long and does much
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
 @dataclass(frozen=True)

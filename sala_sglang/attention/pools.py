@@ -1,4 +1,4 @@
-"""KV pool of the sparse layers with the compressed keys as its companion, and what a token of it costs."""
+"""KV pool of the sparse layers with the compressed keys as its companion."""
 
 from contextlib import nullcontext
 
@@ -6,14 +6,6 @@ import torch
 from sala_kernels.layout import SparseGeometry
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
-
-
-def compressed_bytes_per_token(
-    geometry: SparseGeometry, layers: int, kv_heads: int, head_dim: int, itemsize: int
-) -> int:
-    """Bytes of compressed keys per token of KV over all layers, rounded up (released values: 320 at bf16)."""
-    page_bytes = layers * kv_heads * geometry.page_rows * head_dim * itemsize
-    return -(-page_bytes // geometry.block_size)
 
 
 class SalaKVPool(MHATokenToKVPool):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
-import sala_sglang.hf  # noqa: F401  registers the model with transformers' Auto classes
+from sala_sglang.hf import MiniCPMSALAForCausalLM
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Oracle:
     """Judges greedy answers. ``dense_len`` replaces the checkpoint's, as --dense-as-sparse does with 0."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32, dense_len: int | None = None):
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
+        self.model = MiniCPMSALAForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
         if dense_len is not None:
             self.model.config.sparse_config["dense_len"] = dense_len
 
