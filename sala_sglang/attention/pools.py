@@ -19,6 +19,11 @@ class SalaKVPool(MHATokenToKVPool):
     geometry: SparseGeometry  # set by pool_class
 
     def _create_buffers(self):
+        if self.post_capture_active:
+            raise ValueError(
+                "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING = 1 is not supported (compressed keys are allocated once, with "
+                "their pages); allowed: 0"
+            )
         super()._create_buffers()
         # One page beyond the capacity: page 0 takes the writes of padding rows.
         pages = self.size // self.page_size + 1
