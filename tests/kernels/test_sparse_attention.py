@@ -66,14 +66,18 @@ def selected_ids(inputs: Inputs) -> torch.Tensor:
     return select_blocks(*arguments, implementation="reference")
 
 
+def row_errors(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Relative error of every row, [T]."""
+    return (output.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+
+
 def check_triton(inputs: Inputs, block_ids: torch.Tensor) -> None:
-    output, exact = run(inputs, block_ids, "triton"), exactly(inputs, block_ids)
+    output, exact, plain = run(inputs, block_ids, "triton"), exactly(inputs, block_ids), plainly(inputs, block_ids)
     assert output.dtype == inputs.queries.dtype
-    allowed = 2 * relative_error(plainly(inputs, block_ids), exact)
-    assert relative_error(output, exact) <= allowed
-    # A wrong row must not hide behind many right ones.
-    errors = (output.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-    assert errors.max() <= 8 * allowed
+    # Another order of the same roundings may err more, and in few small rows by chance.
+    assert relative_error(output, exact) <= 3 * relative_error(plain, exact)
+    # A wrong row must not hide behind many right ones, or behind a large one.
+    assert row_errors(output, exact).max() <= 6 * row_errors(plain, exact).max()
 
 
 @geometries
@@ -170,7 +174,7 @@ def test_each_request_as_if_alone(device, implementation, new_tokens):
 @pytest.mark.parametrize("kind", ["constant", "huge"])
 def test_extreme_keys(device, new_tokens, kind):
     def edit(keys):
-        used = ~keys.isnan().flatten(1).any(1)
+        used = (~keys.isnan()).flatten(1).all(1)
         if kind == "constant":
             keys[used] = 1.0
         else:
