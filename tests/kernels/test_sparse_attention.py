@@ -74,10 +74,11 @@ def row_errors(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 def check_triton(inputs: Inputs, block_ids: torch.Tensor) -> None:
     output, exact, plain = run(inputs, block_ids, "triton"), exactly(inputs, block_ids), plainly(inputs, block_ids)
     assert output.dtype == inputs.queries.dtype
-    # Another order of the same roundings may err more, and in few small rows by chance.
-    assert relative_error(output, exact) <= 3 * relative_error(plain, exact)
+    # Another order of the same roundings may err more, and a few float32 sums by chance be exact.
+    noise = 4 * torch.finfo(torch.float32).eps
+    assert relative_error(output, exact) <= 2 * relative_error(plain, exact) + noise
     # A wrong row must not hide behind many right ones, or behind a large one.
-    assert row_errors(output, exact).max() <= 6 * row_errors(plain, exact).max()
+    assert row_errors(output, exact).max() <= 4 * row_errors(plain, exact).max() + noise
 
 
 @geometries
