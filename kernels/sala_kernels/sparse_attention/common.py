@@ -22,7 +22,7 @@ def launch_arguments(
     return *batch_arguments(batch), queries.shape[0], scale * LOG2_E, *strides
 
 
-def constants(keys: torch.Tensor, block_ids: torch.Tensor, geometry: SparseGeometry) -> dict[str, int]:
+def constants(keys: torch.Tensor, geometry: SparseGeometry) -> dict[str, int]:
     return {
         "BLOCK": geometry.block_size,
         "TOKENS": min(geometry.block_size, TILE_TOKENS),

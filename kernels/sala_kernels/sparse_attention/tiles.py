@@ -34,7 +34,7 @@ def attend_tiles(
         TILE=tile,
         HEADS=heads,
         GROUP=query_heads // kv_heads,
-        **constants(keys, block_ids, geometry),
+        **constants(keys, geometry),
         num_warps=4 if tile * heads <= 64 else 8,
         num_stages=2 if keys.element_size() == 2 else 1,
     )

@@ -70,7 +70,7 @@ def _attend_rows(
         HEADS=max(MIN_DOT_ROWS, triton.next_power_of_2(group)),
         GROUP=group,
         PARTIAL=lse is not None,
-        **constants(keys, block_ids, geometry),
+        **constants(keys, geometry),
         num_warps=4,
         num_stages=3 if keys.element_size() == 2 else 1,
     )
