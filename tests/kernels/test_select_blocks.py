@@ -272,3 +272,11 @@ def test_one_huge_key(device, implementation, factor):
 def test_real_sizes(device, lengths, new_tokens):
     inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device)
     check_selection(inputs, run(inputs, "triton"))
+
+
+def test_forced_blocks_come_before_infinite_scores():
+    scores = torch.full((1, 1, 20), torch.inf)
+    position = torch.tensor([20 * SMALL.block_size - 1])
+    chosen = reference.top_blocks(scores, position, SMALL)[0, 0].tolist()
+    forced = set(range(SMALL.init_blocks)) | set(range(19 - SMALL.local_blocks, 20))
+    assert forced <= set(chosen) and len(chosen) == SMALL.selected_blocks

@@ -61,7 +61,9 @@ def top_blocks(scores: torch.Tensor, positions: torch.Tensor, geometry: SparseGe
     blocks = torch.arange(scores.shape[-1], device=scores.device)
     current = (positions // geometry.block_size)[:, None, None]
     forced = (blocks < geometry.init_blocks) | (blocks >= current - geometry.local_blocks)
-    ranked = scores.masked_fill(forced, torch.inf).masked_fill(blocks > current, -torch.inf)
+    # A score may overflow to infinity; forced blocks still come first.
+    finite = scores.clamp(max=torch.finfo(scores.dtype).max)
+    ranked = finite.masked_fill(forced, torch.inf).masked_fill(blocks > current, -torch.inf)
     values, order = ranked.sort(dim=-1, descending=True, stable=True)
     order = order.masked_fill(values == -torch.inf, scores.shape[-1])[..., : geometry.selected_blocks]
     order = order.sort(-1).values
