@@ -1,8 +1,11 @@
-"""Lightning attention of one sequence: linear attention with a constant decay per head."""
+"""Lightning attention: linear attention with a constant decay per head."""
+
+from itertools import pairwise
 
 import torch
 
 CHUNK_TOKENS = 64
+SEGMENT_CHUNKS = 64  # chunks whose states are found at once, from a matrix of their mutual decays
 
 
 def lightning_attention(
@@ -15,40 +18,59 @@ def lightning_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``S_t = λ·S_{t−1} + k_t·v_tᵀ``, ``o_t = scale·S_tᵀ·q_t`` with ``λ = exp(log_decay)``, per head.
 
-    q, k, v: [T, H, D], T ≥ 1. state: [H, D (of k), D (of v)] before the first token, None for zeros.
-    log_decay: [H] float32. Returns o [T, H, D] in the dtype of q, and the state after the last token in
-    float32 (float64 for float64 inputs). Source: Lightning Attention-2, arXiv 2401.04658.
+    q, k, v: [B, T, H, D], T ≥ 1. state: [B, H, D (of k), D (of v)] before the first token, None for zeros.
+    log_decay: [H] float32. Returns o [B, T, H, D] in the dtype of q, and the state after the last token in
+    float32 (float64 for float64 inputs), under autocast too. Source: Lightning Attention-2, arXiv 2401.04658.
     """
     work = torch.promote_types(q.dtype, torch.float32)
-    tokens, heads, dim = q.shape
+    batch, tokens, heads, dim = q.shape
     if state is None:
-        state = q.new_zeros(heads, dim, dim, dtype=work)
-    wide = [x.to(work).transpose(0, 1) for x in (q, k, v)]
-    whole = tokens - tokens % CHUNK_TOKENS
+        state = q.new_zeros(batch, heads, dim, dim, dtype=work)
+    wide = [x.to(work).transpose(1, 2) for x in (q, k, v)]
     outputs = []
-    for begin, end, size in ((0, whole, CHUNK_TOKENS), (whole, tokens, tokens - whole)):
-        if end > begin:
-            parts = [x[:, begin:end].unflatten(1, (-1, size)) for x in wide]
+    with torch.autocast(q.device.type, enabled=False):
+        for begin, end, size in _segments(tokens):
+            parts = [x[:, :, begin:end].unflatten(2, (-1, size)) for x in wide]
             output, state = _equal_chunks(*parts, state, log_decay.to(work))
             outputs.append(output)
-    return (scale * torch.cat(outputs, dim=1)).transpose(0, 1).to(q.dtype), state
+        output = scale * torch.cat(outputs, dim=2)
+    return output.transpose(1, 2).to(q.dtype), state
+
+
+def _segments(tokens):
+    """(begin, end, chunk size) of runs of equal chunks: full segments, the chunks left, the tokens left."""
+    whole = tokens - tokens % CHUNK_TOKENS
+    bounds = [*range(0, whole, CHUNK_TOKENS * SEGMENT_CHUNKS), whole]
+    runs = [(begin, end, CHUNK_TOKENS) for begin, end in pairwise(bounds)]
+    return [*runs, (whole, tokens, tokens - whole)] if tokens > whole else runs
 
 
 def _equal_chunks(q, k, v, state, log_decay):
-    """q, k, v: [H, chunks, size, D] -> output [H, chunks·size, D] without the scale, state after the last chunk."""
-    size = q.shape[2]
+    """q, k, v: [B, H, chunks, size, D] -> output [B, H, chunks·size, D] without the scale, state after the last."""
+    chunks, size = q.shape[2:4]
     row = torch.arange(size, device=q.device, dtype=q.dtype)
     rate = log_decay[:, None, None]
-    # λ^(i−j) comes from the difference i−j: λ^i·λ^(−j) would overflow for the fastest heads.
-    decay = (rate * (row[:, None] - row).clamp(min=0)).exp().tril()
-    inside = ((q @ k.mT) * decay[:, None]) @ v
+    inside = ((q @ k.mT) * _powers(rate, row)[:, None]) @ v
 
     to_end = (rate * (size - 1 - row)[:, None]).exp()
     updates = (k * to_end[:, None]).mT @ v
-    before = []
-    for update in updates.unbind(1):
-        before.append(state)
-        state = (rate * size).exp() * state + update
+    # What every chunk finds, and the next segment: the decayed state and the decayed updates of earlier chunks.
+    number = torch.arange(chunks + 1, device=q.device, dtype=q.dtype)
+    earlier = _powers(rate * size, number[:-1])
+    found = (earlier @ updates.flatten(3)).unflatten(3, updates.shape[3:])
+    carried = (rate[..., None] * size * number[:, None, None]).exp() * state[:, :, None]
+    after = carried[:, :, 1:] + found
+    before = torch.cat((carried[:, :, :1], after[:, :, :-1]), dim=2)
+
     from_start = (rate * (row + 1)[:, None]).exp()
-    across = (q * from_start[:, None]) @ torch.stack(before, dim=1)
-    return (inside + across).flatten(1, 2), state
+    across = (q * from_start[:, None]) @ before
+    return (inside + across).flatten(2, 3), after[:, :, -1]
+
+
+def _powers(rate, row):
+    """λ^(i − j) where i ≥ j, else 0: rate [H, 1, 1], row [n] -> [H, n, n].
+
+    From the difference: λ^i·λ^(−j) would overflow for the fastest heads.
+    """
+    difference = row[:, None] - row
+    return (rate * difference.clamp(min=0)).exp().tril()

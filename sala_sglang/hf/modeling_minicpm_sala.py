@@ -1,6 +1,7 @@
 """MiniCPM-SALA: block-sparse and lightning attention layers, in the rounding order of the released model."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from sala_kernels.layout import SparseGeometry
@@ -12,7 +13,7 @@ from transformers.utils import can_return_tuple
 from sala_sglang.config import SPARSE, SALAConfig
 from sala_sglang.hf.cache import SALACache, SequenceCache
 from sala_sglang.hf.lightning import lightning_attention
-from sala_sglang.hf.sparse import sparse_attention
+from sala_sglang.hf.sparse import block_attention
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,16 @@ class PackedStep:
     sparse_geometry: SparseGeometry
     log_decay: torch.Tensor
 
-    def per_sequence(self, *tensors: torch.Tensor):
-        """For every sequence with rows in this call: its cache and its rows of each [N, ...] tensor."""
-        parts = zip(*(x.split(self.rows) for x in tensors), strict=True)
-        pairs = zip(self.sequences, parts, strict=True)
-        return [(sequence, *part) for sequence, part in pairs if len(part[0])]
+    def groups(self, *tensors: torch.Tensor):
+        """Runs of B sequences alike in rows n > 0 and tokens before: their caches, and [B, n, ...] of each tensor."""
+        alike = groupby(zip(self.rows, self.sequences, strict=True), key=lambda pair: (pair[0], pair[1].tokens))
+        begin = 0
+        for (rows, _), pairs in alike:
+            sequences = [sequence for _, sequence in pairs]
+            end = begin + rows * len(sequences)
+            if rows:
+                yield sequences, *(x[begin:end].unflatten(0, (-1, rows)) for x in tensors)
+            begin = end
 
 
 class MiniCPMSALARMSNorm(nn.Module):
@@ -65,9 +71,10 @@ class MiniCPMSALASparseAttention(nn.Module):
     def forward(self, x: torch.Tensor, step: PackedStep) -> torch.Tensor:
         heads = [p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)]
         outputs = []
-        for sequence, q, k, v in step.per_sequence(*heads):
-            keys, values = sequence.append(self.layer, k, v)
-            outputs.append(sparse_attention(q, keys, values, step.sparse_geometry))
+        for sequences, q, k, v in step.groups(*heads):
+            pairs = [sequence.append(self.layer, *kv) for sequence, *kv in zip(sequences, k, v, strict=True)]
+            keys, values = (torch.stack(x) for x in zip(*pairs, strict=True))
+            outputs.append(block_attention(q, keys, values, step.sparse_geometry).flatten(0, 1))
         return self.o_proj(torch.cat(outputs).flatten(1) * self.o_gate(x).sigmoid())
 
 
@@ -92,10 +99,13 @@ class MiniCPMSALALightningAttention(nn.Module):
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), step.cos, step.sin), rotate(self.k_norm(k), step.cos, step.sin)
         outputs = []
-        for sequence, *qkv in step.per_sequence(q, k, v):
-            state = sequence.states.get(self.layer)
-            output, sequence.states[self.layer] = lightning_attention(*qkv, state, step.log_decay, self.scale)
-            outputs.append(output)
+        for sequences, *qkv in step.groups(q, k, v):
+            before = [sequence.states.get(self.layer) for sequence in sequences]
+            state = None if before[0] is None else torch.stack(before)
+            output, after = lightning_attention(*qkv, state, step.log_decay, self.scale)
+            for sequence, state in zip(sequences, after, strict=True):
+                sequence.states[self.layer] = state
+            outputs.append(output.flatten(0, 1))
         return self.o_proj(self.o_norm(torch.cat(outputs).flatten(1)) * self.z_proj(x).sigmoid())
 
 

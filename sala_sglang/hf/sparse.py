@@ -1,9 +1,40 @@
-"""InfLLM-V2 block-sparse attention of one sequence (arXiv 2509.24663), straight from the definition."""
+"""InfLLM-V2 block-sparse attention (arXiv 2509.24663), straight from the definition."""
 
 import torch
 from sala_kernels.layout import SparseGeometry
 
-QUERY_CHUNK = 256  # queries whose scores are held at a time
+CHUNK_SCORES = 1 << 22  # query times key positions whose scores are held at a time
+
+
+def block_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    geometry: SparseGeometry,
+) -> torch.Tensor:
+    """Attention of the last T tokens of B sequences of L tokens, each to the whole of its own.
+
+    queries: [B, T, Hq, D], heads of one group adjacent; keys, values: [B, L, Hkv, D]. Dense causal attention while
+    L < ``geometry.dense_len``, else over the selected blocks. Returns [B, T, Hq, D] in the dtype of the queries.
+    """
+    if keys.shape[1] < geometry.dense_len:
+        return dense_attention(queries, keys, values)
+    sequences = zip(queries, keys, values, strict=True)
+    return torch.stack([sparse_attention(*sequence, geometry) for sequence in sequences])
+
+
+def dense_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Causal attention of the last T of L tokens: [B, T, Hq, D], [B, L, Hkv, D] twice -> [B, T, Hq, D]."""
+    tokens, length = queries.shape[1], keys.shape[1]
+    if tokens == length:
+        return _softmax_attention(queries, keys, values, causal=True)
+    token = torch.arange(length, device=queries.device)
+    outputs, end = [], length - tokens
+    for part in queries.split(max(1, CHUNK_SCORES // length), dim=1):
+        begin, end = end, end + part.shape[1]
+        allowed = token[:end] <= token[begin:end, None]
+        outputs.append(_softmax_attention(part, keys[:, :end], values[:, :end], allowed))
+    return torch.cat(outputs, dim=1)
 
 
 def sparse_attention(
@@ -12,26 +43,20 @@ def sparse_attention(
     values: torch.Tensor,
     geometry: SparseGeometry,
 ) -> torch.Tensor:
-    """Attention of the last T tokens of a sequence to the whole of it.
-
-    queries: [T, Hq, D], heads of one group adjacent; keys, values: [L, Hkv, D]. Dense causal attention while
-    L < ``geometry.dense_len``, else over the selected blocks. Returns [T, Hq, D] in the dtype of the queries.
-    """
+    """Attention of the last T tokens of one sequence to their selected blocks: [T, Hq, D], [L, Hkv, D] twice."""
     length = len(keys)
-    fine = coarse = None
-    if length >= geometry.dense_len:
-        fine = compress(keys, geometry.kernel_size, geometry.kernel_stride)
-        coarse = compress(keys, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
+    fine = compress(keys, geometry.kernel_size, geometry.kernel_stride)
+    coarse = compress(keys, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
     token = torch.arange(length, device=queries.device)
     outputs, end = [], length - len(queries)
-    for part in queries.split(QUERY_CHUNK):
+    for part in queries.split(max(1, CHUNK_SCORES // length)):
         begin, end = end, end + len(part)
         positions, reach = token[begin:end], token[:end]
-        allowed = (reach <= positions[:, None])[:, None]
-        if fine is not None:
-            chosen = select_blocks(part, fine, coarse, positions, length, geometry)
-            allowed = allowed & chosen.repeat_interleave(geometry.block_size, dim=-1)[..., :end]
-        outputs.append(_softmax_attention(part, keys[:end], values[:end], allowed))
+        chosen = select_blocks(part, fine, coarse, positions, length, geometry)
+        allowed = chosen.repeat_interleave(geometry.block_size, dim=-1)[..., :end]
+        allowed = (allowed & (reach <= positions[:, None])[:, None]).transpose(0, 1)
+        allowed = allowed.repeat_interleave(queries.shape[1] // keys.shape[1], dim=0)
+        outputs.append(_softmax_attention(part[None], keys[None, :end], values[None, :end], allowed)[0])
     return torch.cat(outputs)
 
 
@@ -96,14 +121,14 @@ def _block_scores(weights, blocks, geometry):
     return padded.unfold(-1, per_block + before, per_block).amax(-1)
 
 
-def _softmax_attention(queries, keys, values, allowed):
-    """queries [T, Hq, D], keys/values [L, Hkv, D], allowed [T, 1 or Hkv, L] bool -> [T, Hq, D]."""
-    group = queries.shape[1] // keys.shape[1]
-    wide = [x.to(_work(queries)).transpose(0, 1)[None] for x in (queries, keys, values)]
-    bias = torch.zeros(allowed.shape, dtype=wide[0].dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
-    bias = bias.expand(-1, keys.shape[1], -1).transpose(0, 1).repeat_interleave(group, dim=0)[None]
-    output = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=bias, enable_gqa=True)
-    return output[0].transpose(0, 1).to(queries.dtype)
+def _softmax_attention(queries, keys, values, allowed=None, causal=False):
+    """queries [B, T, Hq, D], keys/values [B, L, Hkv, D], allowed [(Hq,) T, L] bool or ``causal`` -> [B, T, Hq, D]."""
+    group = queries.shape[2] // keys.shape[2]
+    # Heads are repeated here: the attention of torch that takes groups keeps the whole score matrix for some dtypes.
+    keys, values = (x.repeat_interleave(group, dim=2) for x in (keys, values))
+    wide = [x.to(_work(queries)).transpose(1, 2) for x in (queries, keys, values)]
+    output = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=allowed, is_causal=causal)
+    return output.transpose(1, 2).to(queries.dtype)
 
 
 def _work(tensor):
