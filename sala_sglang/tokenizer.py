@@ -1,6 +1,7 @@
 """A small real tokenizer for made checkpoints: byte-level BPE, trained here on the text below."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -43,13 +44,15 @@ def attention(query, keys, values):
 """
 
 
-def make_tokenizer(out: Path, bpe_tokens: int, turn_end_id: int, turn_start_id: int) -> None:
-    """Train a tokenizer of at most ``bpe_tokens`` tokens and save it under ``out`` for AutoTokenizer.
+def make_tokenizer(
+    out: Path, bpe_tokens: int, turn_end_id: int, turn_start_id: int, corpus: Iterable[str] = (CORPUS,)
+) -> None:
+    """Train a tokenizer of at most ``bpe_tokens`` tokens on ``corpus`` and save it under ``out`` for AutoTokenizer.
 
     The two chat tokens get the ids given, which may lie beyond the others. Plain text is encoded with ``<s>`` in
     front; the chat template opens every turn with its own token instead.
     """
-    bpe = train_bpe(bpe_tokens)
+    bpe = train_bpe(bpe_tokens, corpus)
     bpe["vocab"] |= {TURN_END: turn_end_id, TURN_START: turn_start_id}
     tokenizer = byte_level(models.BPE(bpe["vocab"], [tuple(pair) for pair in bpe["merges"]]))
     specials = (UNKNOWN, BEGIN, END, TURN_START, TURN_END)
@@ -70,7 +73,7 @@ def make_tokenizer(out: Path, bpe_tokens: int, turn_end_id: int, turn_start_id: 
     ).save_pretrained(out)
 
 
-def train_bpe(tokens: int) -> dict:
+def train_bpe(tokens: int, corpus: Iterable[str]) -> dict:
     """Vocabulary and merges of the ``model`` part of tokenizer.json, for up to ``tokens`` tokens."""
     tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -79,12 +82,13 @@ def train_bpe(tokens: int) -> dict:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([CORPUS], trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     return json.loads(tokenizer.to_str())["model"]
 
 
 def byte_level(model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

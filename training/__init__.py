@@ -1,0 +1,1 @@
+"""Trains the checkpoint sala-tiny. Not a part of the installed packages."""
