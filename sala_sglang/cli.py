@@ -1,10 +1,14 @@
-"""The command ``sala-sglang``: look at an installation, make checkpoints with random weights, verify a checkpoint."""
+"""The command ``sala-sglang``: look at an installation, make and verify checkpoints, evaluate a running server."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from sala_sglang import __version__
+
+EVAL_TASKS = ("passkey", "key-value", "multi-query", "multi-value", "variables")
+MIN_EVAL_TOKENS, MAX_EVAL_TOKENS = 512, 1 << 20
+TOKEN_UNITS = {"K": 1 << 10, "M": 1 << 20}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +34,35 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check that a checkpoint answers like the released one")
     verify.add_argument("--model", required=True, type=_model_directory, metavar="DIR", help="checkpoint to verify")
     verify.set_defaults(run=_verify)
+
+    evaluation = commands.add_parser("eval", help="measure what a server finds in long prompts")
+    evaluation.add_argument("--base-url", required=True, metavar="URL", help="a server with the OpenAI API")
+    evaluation.add_argument("--model", metavar="NAME", help="served name (default: the first that the server lists)")
+    evaluation.add_argument(
+        "--tokenizer", metavar="PATH", help="directory or name (default: what an SGLang server says)"
+    )
+    evaluation.add_argument("--out", required=True, type=_new_directory, metavar="DIR", help="directory to create")
+    evaluation.add_argument(
+        "--lengths",
+        default="1K,2K,4K,8K",
+        type=_lengths,
+        metavar="N,...",
+        help="tokens per prompt, up to 1M (default: %(default)s)",
+    )
+    evaluation.add_argument(
+        "--depths", default=5, type=_positive, metavar="N", help="evenly from start to end (default: 5)"
+    )
+    evaluation.add_argument(
+        "--samples", default=3, type=_positive, metavar="N", help="per task, length and depth (default: 3)"
+    )
+    evaluation.add_argument(
+        "--tasks", default=",".join(EVAL_TASKS), type=_tasks, metavar="NAME,...", help="default: %(default)s"
+    )
+    evaluation.add_argument(
+        "--concurrency", default=4, type=_positive, metavar="N", help="requests at a time (default: 4)"
+    )
+    evaluation.add_argument("--seed", default=0, type=_seed, metavar="N", help="seed of the prompts (default: 0)")
+    evaluation.set_defaults(run=_evaluate)
     return parser
 
 
@@ -53,6 +86,32 @@ def _seed(value: str) -> int:
     return int(value)
 
 
+def _positive(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is not possible; allowed: integers from 1")
+    return int(value)
+
+
+def _lengths(value: str) -> tuple[int, ...]:
+    lengths = []
+    for part in value.split(","):
+        digits, unit = (part[:-1], TOKEN_UNITS[part[-1]]) if part[-1:] in TOKEN_UNITS else (part, 1)
+        tokens = int(digits) * unit if digits.isascii() and digits.isdigit() else 0
+        if not MIN_EVAL_TOKENS <= tokens <= MAX_EVAL_TOKENS:
+            allowed = f"numbers from {MIN_EVAL_TOKENS} to {MAX_EVAL_TOKENS} like 4096, 16K or 1M"
+            raise argparse.ArgumentTypeError(f"{part!r} is not possible; allowed: {allowed}, separated by commas")
+        lengths.append(tokens)
+    return tuple(sorted(set(lengths)))
+
+
+def _tasks(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(value.split(",")))
+    for name in names:
+        if name not in EVAL_TASKS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no task; allowed: {', '.join(EVAL_TASKS)}")
+    return names
+
+
 # The commands import what they need when they run, so that the others stay quick and work without it.
 
 
@@ -74,6 +133,33 @@ def _verify(options: argparse.Namespace) -> int:
     from sala_sglang import verify
 
     return verify.run(options.model)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    try:
+        from sala_sglang.evaluation import heat_map
+    except ModuleNotFoundError as error:
+        print(f"sala-sglang eval: {error.name} is missing; pip install 'sala-sglang[eval]'", file=sys.stderr)
+        return 2
+    from sala_sglang.evaluation import run
+    from sala_sglang.evaluation.client import Client, Unreachable
+
+    steps = max(1, options.depths - 1)
+    depths = tuple(round(i / steps, 4) for i in range(options.depths))
+    plan = run.Plan(options.tasks, options.lengths, depths, options.samples, options.seed, options.concurrency)
+    try:
+        client = Client(options.base_url, options.model)
+        tokenizer_path = options.tokenizer or client.tokenizer_path()
+    except Unreachable as error:
+        print(f"sala-sglang eval: {error}", file=sys.stderr)
+        return 2
+    cells = run.evaluate(client, tokenizer_path, plan)
+    options.out.mkdir(parents=True, exist_ok=True)
+    run.write_result(options.out / "result.json", client, tokenizer_path, plan, cells)
+    heat_map.draw(options.out / "heat_map.png", client.model, cells)
+    print("\n".join(run.table(cells)))
+    print(f"Wrote result.json and heat_map.png to {options.out}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Block selection has no gradient, and a key that stands out among single tokens may drown in the mean of a window
 of 32. So the distribution that the scores of InfLLM-V2 (arXiv 2509.24663) give over blocks is pulled towards
-the attention mass that full attention puts on each block, which itself is not changed.
+the attention mass that full attention puts on each block, which itself is not changed. The scores are taken of
+queries and keys of unit size: else the cheapest way to move a mean is to blow up single keys without end.
 """
 
 import torch
@@ -10,6 +11,8 @@ from sala_kernels.layout import SparseGeometry
 from torch import nn
 
 from sala_sglang.hf.sparse import compress
+
+SHARPNESS = 64.0  # of the scores: a window all of whose keys match lies this far above one without a match
 
 
 class Captured:
@@ -52,7 +55,9 @@ def selection_loss(
             mass = _block_mass(grouped, keys, positions, geometry, len(blocks)).masked_fill(~free, 0)
             weight = mass.sum(-1, keepdim=True)
             target = mass / weight.clamp(min=1e-9)
-        scores = _log_scores(grouped, keys, positions, geometry, len(blocks)).masked_fill(~free, -1e4)
+        directions = SHARPNESS * nn.functional.normalize(grouped, dim=-1)
+        unit_keys = keys / keys.square().sum(-1, keepdim=True).mean((1, 2), keepdim=True).sqrt()
+        scores = _log_scores(directions, unit_keys, positions, geometry, len(blocks)).masked_fill(~free, -1e4)
         divergence = target * (target.clamp(min=1e-9).log() - scores.log_softmax(-1))
         return (divergence * weight).sum() / weight.sum().clamp(min=1e-9)
 

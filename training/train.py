@@ -33,12 +33,12 @@ class Stage:
 
 
 STAGES = (
-    Stage(600, 256),
-    Stage(400, 512),
-    Stage(400, 1024),
-    Stage(400, 2048),
-    Stage(600, 4096),
-    Stage(600, 4096, sparse=True),
+    Stage(450, 256),
+    Stage(150, 512),
+    Stage(200, 1024),
+    Stage(300, 2048),
+    Stage(400, 4096),
+    Stage(200, 4096, sparse=True),
 )
 
 
@@ -53,8 +53,8 @@ def lengths_by_step(stages: tuple[Stage, ...]) -> list[tuple[int, bool]]:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, constant, and a linear decay over the last 40 %."""
-    return peak * min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+    """Linear warm-up over 100 steps, and from a third of the steps on a linear decay to a twentieth."""
+    return peak * min(1.0, (step + 1) / 100, 0.05 + 1.425 * (steps - step) / steps)
 
 
 class Trainer:
