@@ -13,7 +13,7 @@ from training.evaluate import answer_groups
 from training.tokenizer import load_or_make_tokenizer
 from training.train import Stage, Trainer
 
-STAGES = Stage(2, 256), Stage(1, 1088), Stage(1, 1088, sparse=True)
+STAGES = Stage(2, 256), Stage(2, 1088, mixed=True)
 
 
 @pytest.fixture(scope="module")

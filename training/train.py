@@ -25,36 +25,38 @@ SAVE_STEPS = 250
 
 @dataclass(frozen=True)
 class Stage:
-    """steps with conversations of up to ``length`` tokens; ``sparse``: blocks are selected from dense_len on."""
+    """steps with conversations of up to ``length`` tokens; ``mixed``: every second step selects blocks."""
 
     steps: int
     length: int
-    sparse: bool = False
+    mixed: bool = False
 
 
 STAGES = (
     Stage(450, 256),
     Stage(150, 512),
-    Stage(200, 1024),
-    Stage(300, 2048),
-    Stage(400, 4096),
-    Stage(200, 4096, sparse=True),
+    Stage(200, 1024, mixed=True),
+    Stage(250, 2048, mixed=True),
+    Stage(350, 4096, mixed=True),
+    Stage(100, 8192, mixed=True),
 )
 
 
 def lengths_by_step(stages: tuple[Stage, ...]) -> list[tuple[int, bool]]:
-    """(tokens per conversation, sparse) of every step: mostly a stage's length, every fourth step half of it."""
+    """(tokens per conversation, sparse) of every step: mostly a stage's length, two steps of eight half of it."""
     plan = []
     for stage in stages:
         for step in range(stage.steps):
-            halved = step % 4 == 3 and stage.length > 256
-            plan.append((stage.length // 2 if halved else stage.length, stage.sparse))
+            halved = step % 8 in (3, 6) and stage.length > 256
+            plan.append((stage.length // 2 if halved else stage.length, stage.mixed and step % 2 == 0))
     return plan
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, and from a third of the steps on a linear decay to a twentieth."""
-    return peak * min(1.0, (step + 1) / 100, 0.05 + 1.425 * (steps - step) / steps)
+    """Warm-up over 100 steps; after a third of the steps, linear from half the peak to almost nothing."""
+    if step < steps // 3:
+        return peak * min(1.0, (step + 1) / 100)
+    return peak * 0.5 * (0.03 + 0.97 * 1.5 * (steps - step) / steps)
 
 
 class Trainer:
@@ -110,7 +112,9 @@ class Trainer:
         selection = loss.new_zeros(())
         if ids.shape[1] >= self.dense_len:
             geometry = self.config.sparse_geometry
-            parts = [selection_loss(x["queries"], x["keys"], asked, geometry) for x in self.captured.layers]
+            # Not of the first layer, whose keys know nothing but their own token.
+            layers = self.captured.layers[1:]
+            parts = [selection_loss(x["queries"], x["keys"], asked, geometry) for x in layers]
             selection = torch.stack(parts).mean()
         (loss + self.options.selection_weight * selection).backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -164,7 +168,7 @@ def groups(model: nn.Module) -> list[dict]:
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     return [
-        {"params": inner, "weight_decay": 0.05, "factor": 1.0},
+        {"params": inner, "weight_decay": 0.1, "factor": 1.0},
         {"params": others, "weight_decay": 0.0, "factor": 1.0},
     ]
 
