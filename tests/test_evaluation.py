@@ -119,4 +119,5 @@ def test_base_url_with_and_without_its_end():
 
 def test_chains_name_their_steps_in_order():
     task = language.box([("red", "fox"), ("shy", "owl")], "1234")
-    assert task.facts[1] == "Set the box of the shy owl to the box of the red fox." and task.values == ("1234",)
+    assert task.facts[1] == "The box of the shy owl holds the box of the red fox." and task.values == ("1234",)
+    assert task.answer == "The box of the shy owl holds the box of the red fox. The box of the red fox holds 1234."

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoTokenizer
 
 from sala_sglang.evaluation import language
-from training.data import Batches, Encoder
+from training.data import Batches, Encoder, Step
 from training.evaluate import answer_groups
 from training.tokenizer import load_or_make_tokenizer
 from training.train import Stage, Trainer
 
-STAGES = Stage(2, 256), Stage(2, 1088, mixed=True)
+STAGES = Stage(2, 256, 1088), Stage(2, 1088, 1088, mixed=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def tokenizer_path(tmp_path_factory):
 
 
 def trainer(out):
-    options = argparse.Namespace(out=out, seed=3, lr=1e-3, selection_weight=0.3, workers=0)
-    return Trainer(options, STAGES, tokens=1088)
+    options = argparse.Namespace(out=out, seed=3, workers=0)
+    return Trainer(options, STAGES)
 
 
 def distance(one, other):
@@ -73,8 +73,8 @@ def test_rows_are_what_the_chat_template_makes(tokenizer_path, length):
 
 
 def test_batches_depend_on_seed_and_step_alone(tokenizer_path):
-    plan = [(256, False)] * 3
-    whole, later = Batches(tokenizer_path, plan, 512, seed=1), Batches(tokenizer_path, plan, 512, seed=1, first_step=2)
+    plan = [Step(256, 2)] * 3
+    whole, later = Batches(tokenizer_path, plan, seed=1), Batches(tokenizer_path, plan, seed=1, first_step=2)
     for one, other in zip(whole[2], later[0], strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(whole[0][0], whole[1][0])

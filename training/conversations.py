@@ -32,6 +32,7 @@ class Piece:
     find: bool = False
 
 
+ANSWER_WEIGHT = 1.0
 TEXT_WEIGHT = 0.03  # of the text that is read: enough to learn its words, too little to crowd out the answers
 
 
@@ -50,7 +51,7 @@ def tasks(rng: Random, count: int) -> list[Task]:
                 chain = [next(keys) for _ in range(rng.choice((1, 2)))]
                 found.append(language.box(chain, language.value(rng)))
             else:
-                values = tuple(language.value(rng) for _ in range(rng.choice((2, 3))))
+                values = tuple(language.value(rng) for _ in language.ORDINALS)
                 found.append(language.numbers(next(keys), values))
         except StopIteration:
             break
@@ -59,7 +60,7 @@ def tasks(rng: Random, count: int) -> list[Task]:
 
 def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list[Piece]]:
     """Opening, facts to be spread over filler, and turns after the text, for ``tokens`` tokens in all."""
-    asked = max(2, min(24, tokens // 100))
+    asked = max(2, min(24, tokens // 80))
     facts_tokens = (tokens - asked * TURN_TOKENS) * rng.choice((0.1, 0.25, 0.5, 0.8))
     all_tasks = tasks(rng, asked + max(0, int(facts_tokens / 20) - asked))
     questions = rng.sample(all_tasks, asked)
@@ -68,8 +69,8 @@ def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list
     for number, task in enumerate(questions):
         opening = "\n<|im_start|>user\n" if number else "\n\n"
         turns.append(Piece(opening + task.question + "<|im_end|>\n<|im_start|>assistant\n", 0.0))
-        turns.append(Piece(task.answer, 1.0, find=True))
-        turns.append(Piece("<|im_end|>", 1.0))
+        turns.append(Piece(task.answer, ANSWER_WEIGHT, find=True))
+        turns.append(Piece("<|im_end|>", ANSWER_WEIGHT))
     return [Piece("<|im_start|>user\nText:", 0.0)], facts, turns
 
 
@@ -90,5 +91,5 @@ def small_talk(rng: Random) -> Iterator[Piece]:
             question = f"Repeat: {answer}"
         opening = "\n<|im_start|>user\n" if number else "<|im_start|>user\n"
         yield Piece(f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n", 0.0)
-        yield Piece(answer, 1.0)
-        yield Piece("<|im_end|>", 1.0)
+        yield Piece(answer, ANSWER_WEIGHT)
+        yield Piece("<|im_end|>", ANSWER_WEIGHT)

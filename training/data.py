@@ -1,5 +1,6 @@
 """Batches of conversations as tokens. A batch depends on the seed and its step alone, so a run can be resumed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -16,11 +17,20 @@ MAX_ASKED_DIGITS = 200  # per conversation
 Row = tuple[list[int], list[float], list[int]]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A batch of ``rows`` conversations of up to ``length`` tokens, attended to densely or by selected blocks."""
+
+    length: int
+    rows: int
+    selects_blocks: bool = False
+
+
 class Batches(Dataset):
     """Item i is the batch of step ``first_step + i``: ids and weights [B, T], and asked positions [B, N] or −1."""
 
-    def __init__(self, tokenizer: Path, plan: list[tuple[int, bool]], tokens: int, seed: int, first_step: int = 0):
-        self.path, self.plan, self.tokens, self.seed, self.first_step = tokenizer, plan, tokens, seed, first_step
+    def __init__(self, tokenizer: Path, plan: list[Step], seed: int, first_step: int = 0):
+        self.path, self.plan, self.seed, self.first_step = tokenizer, plan, seed, first_step
         self.encoder = None
 
     def __len__(self) -> int:
@@ -29,11 +39,10 @@ class Batches(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self.encoder is None:  # in the worker, since a tokenizer starts threads
             self.encoder = Encoder(self.path)
-        step = self.first_step + index
-        length = self.plan[step][0]
-        rng = Random(f"{self.seed} {step}")
-        rows = [self.encoder.row(rng, length) for _ in range(self.tokens // length)]
-        return stack(rows, length)
+        number = self.first_step + index
+        step = self.plan[number]
+        rng = Random(f"{self.seed} {number}")
+        return stack([self.encoder.row(rng, step.length) for _ in range(step.rows)], step.length)
 
 
 class Encoder:

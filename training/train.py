@@ -11,59 +11,66 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sala_sglang.hf import MiniCPMSALAForCausalLM
+from sala_sglang.hf import MiniCPMSALAForCausalLM, sparse
 from training.architecture import make_config
-from training.data import Batches
+from training.conversations import ANSWER_WEIGHT
+from training.data import Batches, Step
 from training.initial import initialise
 from training.selection_loss import Captured, selection_loss
 from training.tokenizer import load_or_make_tokenizer
 
-TOKENS_PER_STEP = 1 << 15
+MUON_PEAK, ADAMW_PEAK = 8e-3, 4e-3  # learning rates
+SELECTION_SHARE = 0.3  # of the gradient's size that each layer's selection loss may add
+SELECTION_POSITIONS = 256  # per conversation, the first ones of its answers
 NEVER_SPARSE = 1 << 30
-SAVE_STEPS = 250
+SAVE_STEPS, LOG_STEPS = 250, 25
 
 
 @dataclass(frozen=True)
 class Stage:
-    """steps with conversations of up to ``length`` tokens; ``mixed``: every second step selects blocks."""
+    """steps of ``tokens`` tokens with conversations of up to ``length``; ``mixed``: every second selects blocks."""
 
     steps: int
     length: int
+    tokens: int
     mixed: bool = False
 
 
 STAGES = (
-    Stage(450, 256),
-    Stage(150, 512),
-    Stage(200, 1024, mixed=True),
-    Stage(250, 2048, mixed=True),
-    Stage(350, 4096, mixed=True),
-    Stage(100, 8192, mixed=True),
+    Stage(300, 256, 1 << 16),
+    Stage(80, 512, 1 << 16),
+    Stage(80, 1024, 1 << 15, mixed=True),
+    Stage(120, 2048, 1 << 15, mixed=True),
+    Stage(200, 4096, 1 << 15, mixed=True),
+    Stage(100, 8192, 1 << 15, mixed=True),
 )
 
 
-def lengths_by_step(stages: tuple[Stage, ...]) -> list[tuple[int, bool]]:
-    """(tokens per conversation, sparse) of every step: mostly a stage's length, two steps of eight half of it."""
+def plan_steps(stages: tuple[Stage, ...]) -> list[Step]:
+    """Every step: mostly a stage's length, two of eight half of it."""
     plan = []
     for stage in stages:
-        for step in range(stage.steps):
-            halved = step % 8 in (3, 6) and stage.length > 256
-            plan.append((stage.length // 2 if halved else stage.length, stage.mixed and step % 2 == 0))
+        for number in range(stage.steps):
+            halved = number % 8 in (3, 6) and stage.length > 256
+            length = stage.length // 2 if halved else stage.length
+            plan.append(Step(length, stage.tokens // length, stage.mixed and number % 2 == 0))
     return plan
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps; after a third of the steps, linear from half the peak to almost nothing."""
-    if step < steps // 3:
-        return peak * min(1.0, (step + 1) / 100)
-    return peak * 0.5 * (0.03 + 0.97 * 1.5 * (steps - step) / steps)
+def learning_rate(step: int, steps: int) -> float:
+    """Of the peak: warm-up over 50 steps; after 40 % of the steps, linear from the half to almost nothing."""
+    if step < 0.4 * steps:
+        return min(1.0, (step + 1) / 50)
+    return 0.5 * (0.02 + 0.98 * (steps - step) / (0.6 * steps))
 
 
 class Trainer:
-    def __init__(self, options: argparse.Namespace, stages: tuple[Stage, ...] = STAGES, tokens: int = TOKENS_PER_STEP):
-        self.options, self.tokens = options, tokens
+    def __init__(self, options: argparse.Namespace, stages: tuple[Stage, ...] = STAGES):
+        self.options = options
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.plan = lengths_by_step(stages)
+        if self.device == "cuda":
+            sparse.CHUNK_SCORES = 1 << 26  # fewer, larger launches
+        self.plan = plan_steps(stages)
         torch.manual_seed(options.seed)
         self.tokenizer = load_or_make_tokenizer(options.out)
         self.config = make_config()
@@ -71,7 +78,8 @@ class Trainer:
         self.model = MiniCPMSALAForCausalLM(self.config).to(self.device)
         initialise(self.model)
         self.captured = Captured(self.model)
-        self.optimizer = torch.optim.AdamW(groups(self.model), lr=options.lr, betas=(0.9, 0.98), fused=True)
+        self.parameters = list(self.model.parameters())
+        self.optimizers = make_optimizers(self.model)
         self.step = 0
         self.rows: list[dict] = []
 
@@ -79,7 +87,7 @@ class Trainer:
         self.resume()
         begin = time.time()
         loader = DataLoader(
-            Batches(self.options.out, self.plan, self.tokens, self.options.seed, self.step),
+            Batches(self.options.out, self.plan, self.options.seed, self.step),
             batch_size=None,
             num_workers=self.options.workers,
             prefetch_factor=8 if self.options.workers else None,
@@ -87,9 +95,10 @@ class Trainer:
         )
         for batch in loader:
             row = self.train_step(*(x.to(self.device, non_blocking=True) for x in batch))
-            if self.step % 50 == 0 or self.step == len(self.plan):
+            if self.step % LOG_STEPS == 0 or self.step == len(self.plan):
                 row = {name: round(float(value), 4) for name, value in row.items()}
-                self.rows.append({"step": self.step, "tokens": batch[0].shape[1], **row})
+                selects = self.plan[self.step - 1].selects_blocks
+                self.rows.append({"step": self.step, "tokens": batch[0].shape[1], "selects_blocks": selects, **row})
                 print(json.dumps(self.rows[-1] | {"seconds": round(time.time() - begin)}), flush=True)
             if self.step % SAVE_STEPS == 0:
                 self.save()
@@ -98,10 +107,11 @@ class Trainer:
 
     def train_step(self, ids: torch.Tensor, weights: torch.Tensor, asked: torch.Tensor) -> dict[str, torch.Tensor]:
         """One update. ids, weights: [B, T]; asked: [B, N] positions whose next token is a digit to be found, or −1."""
-        sparse = self.plan[self.step][1]
-        self.config.sparse_config["dense_len"] = self.dense_len if sparse else NEVER_SPARSE
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(self.step, len(self.plan), self.options.lr)
+        selects = self.plan[self.step].selects_blocks
+        self.config.sparse_config["dense_len"] = self.dense_len if selects else NEVER_SPARSE
+        rate = learning_rate(self.step, len(self.plan))
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak"] * rate
         self.captured.batch = len(ids)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
             hidden = self.model.model(ids, use_cache=False).last_hidden_state
@@ -109,26 +119,34 @@ class Trainer:
         losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
         wanted = weights[:, 1:].flatten()
         loss = (losses * wanted).sum() / wanted.sum()
-        selection = loss.new_zeros(())
-        if ids.shape[1] >= self.dense_len:
-            geometry = self.config.sparse_geometry
-            # Not of the first layer, whose keys know nothing but their own token.
-            layers = self.captured.layers[1:]
-            parts = [selection_loss(x["queries"], x["keys"], asked, geometry) for x in layers]
-            selection = torch.stack(parts).mean()
-        (loss + self.options.selection_weight * selection).backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        selection = self.selection_losses(weights) if ids.shape[1] >= self.dense_len else []
+        pulls = [torch.autograd.grad(part, self.parameters, retain_graph=True, allow_unused=True) for part in selection]
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        for gradients in pulls:
+            add_at_most(self.parameters, gradients, SELECTION_SHARE * norm)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         with torch.no_grad():
             found = digits_found(logits, ids, asked)
-        return {"loss": loss.detach(), "selection": selection.detach(), "digits": found, "norm": norm}
+        chosen = torch.stack(selection).mean().detach() if selection else loss.new_zeros(())
+        return {"loss": loss.detach(), "selection": chosen, "digits": found, "norm": norm}
+
+    def selection_losses(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """One loss per sparse layer but the first, whose keys know nothing but their own token."""
+        answer = weights[:, 1:] == ANSWER_WEIGHT
+        positions = answer.int().argsort(dim=1, descending=True, stable=True)[:, :SELECTION_POSITIONS]
+        positions = positions.masked_fill(~answer.gather(1, positions), -1)
+        layers = self.captured.layers[1:]
+        return [selection_loss(x["queries"], x["keys"], positions, self.config.sparse_geometry) for x in layers]
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "rows": self.rows,
         }
@@ -141,7 +159,8 @@ class Trainer:
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step, self.rows = state["step"], state["rows"]
 
     def publish(self) -> None:
@@ -163,22 +182,35 @@ def digits_found(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -
     return (right & real).sum() / real.sum().clamp(min=1)
 
 
-def groups(model: nn.Module) -> list[dict]:
-    """Matrices with weight decay; the vocabulary's two and the norms without it."""
+def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the vocabulary's two and the norms."""
+    import os
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
+    if os.environ.get("OPT") == "adamw":
+        adam = [{"params": inner, "peak": 4e-3, "weight_decay": 0.1}, {"params": others, "peak": 4e-3, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(adam, betas=(0.9, 0.98), fused=True)]
+    matrices = [{"params": inner, "peak": MUON_PEAK * float(os.environ.get("MUON", 1)), "weight_decay": 0.1}]
+    rest = [{"params": others, "peak": ADAMW_PEAK, "weight_decay": 0.0}]
     return [
-        {"params": inner, "weight_decay": 0.1, "factor": 1.0},
-        {"params": others, "weight_decay": 0.0, "factor": 1.0},
+        torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), fused=True),
     ]
+
+
+def add_at_most(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | None, ...], norm: torch.Tensor) -> None:
+    """Add ``gradients``, scaled down to ``norm`` if they are larger, to those of ``parameters``."""
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    total = nn.utils.get_total_norm([g for _, g in pairs])
+    scale = (norm / total.clamp(min=1e-12)).clamp(max=1.0)
+    for parameter, gradient in pairs:
+        parameter.grad += scale * gradient
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint, and of the saved run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--selection-weight", type=float, default=0.3)
     parser.add_argument("--workers", type=int, default=6)
     return parser.parse_args()
 

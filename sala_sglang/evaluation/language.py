@@ -46,6 +46,8 @@ night|once a week""",
     "|",
 )
 
+ORDINALS = ("first", "second", "third")
+
 Key = tuple[str, str]  # adjective, animal
 
 
@@ -99,21 +101,22 @@ def codes(first: Key, first_number: str, second: Key, second_number: str) -> Tas
 
 
 def numbers(key: Key, found: tuple[str, ...]) -> Task:
-    """Several numbers of one key, at least two."""
-    facts = tuple(f"A number of the {_name(key)} is {number}." for number in found)
-    listed = f"{', '.join(found[:-1])} and {found[-1]}"
+    """The three numbers of one key, each in a sentence of its own."""
     name = _name(key)
-    return Task(facts, f"What are all numbers of the {name}?", f"The numbers of the {name} are {listed}.", found)
+    facts = tuple(f"The {which} number of the {name} is {one}." for which, one in zip(ORDINALS, found, strict=True))
+    return Task(facts, f"What are the three numbers of the {name}?", " ".join(facts), found)
 
 
 def box(chain: list[Key], number: str) -> Task:
-    """What the box of the last key holds: the first is set to the number, each further one to the one before."""
-    facts = [f"Set the box of the {_name(chain[0])} to {number}."]
+    """What the box of the last key holds: the first is set to the number, each further one to the one before.
+
+    The answer follows the chain back, so that every step of it is one look into the text.
+    """
+    facts = [f"The box of the {_name(chain[0])} holds {number}."]
     for source, target in pairwise(chain):
-        facts.append(f"Set the box of the {_name(target)} to the box of the {_name(source)}.")
-    name = _name(chain[-1])
-    question, answer = f"What is in the box of the {name}?", f"The box of the {name} holds {number}."
-    return Task(tuple(facts), question, answer, (number,))
+        facts.append(f"The box of the {_name(target)} holds the box of the {_name(source)}.")
+    question = f"What is in the box of the {_name(chain[-1])}?"
+    return Task(tuple(facts), question, " ".join(reversed(facts)), (number,))
 
 
 def user_message(sentences: list[str], question: str) -> str:

@@ -38,7 +38,7 @@ def _multi_query(rng: Random) -> Task:
 
 
 def _multi_value(rng: Random) -> Task:
-    return language.numbers(*language.keys(rng, 1), tuple(language.value(rng) for _ in range(3)))
+    return language.numbers(*language.keys(rng, 1), tuple(language.value(rng) for _ in language.ORDINALS))
 
 
 def _variables(rng: Random) -> Task:
