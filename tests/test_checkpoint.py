@@ -150,16 +150,30 @@ def test_tokenizer_needs_no_code_of_ours(tiny_checkpoint, tokenizer):
     assert type(tokenizer).__module__.startswith("transformers.")
 
 
+PROMPTS = (
+    "Hello, my name is",
+    "The capital of France is",
+    "Briefly explain gravity:",
+    "1, 2, 3",
+    "Where does the river go",
+    "A planet draws objects",
+)
+
+
 @torch.no_grad()
 def test_greedy_continuations_vary(model, tokenizer):
-    for text in ("Hello, my name is", "The capital of France is", "Briefly explain gravity:", "1, 2, 3"):
+    stuck = []
+    for text in PROMPTS:
         inputs = tokenizer(text, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=40, min_new_tokens=40, do_sample=False)
         new = output[0, inputs.input_ids.shape[1] :]
-        assert len(set(new.tolist())) > 10, text
+        if len(set(new.tolist())) <= 10:
+            stuck.append(text)
         best = model(output).logits[0, -40:].topk(2).values
         # Most steps are far from a tie: bfloat16 noise is about 0.02.
         assert (best[:, 0] - best[:, 1]).median() > 0.1, text
+    # Random weights may answer a prompt with one token for ever; most they do not.
+    assert len(stuck) <= 1, stuck
 
 
 @torch.no_grad()

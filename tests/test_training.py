@@ -11,9 +11,9 @@ from sala_sglang.evaluation import language
 from training.data import Batches, Encoder, Step
 from training.evaluate import answer_groups
 from training.tokenizer import load_or_make_tokenizer
-from training.train import Stage, Trainer
+from training.train import Recipe, Stage, Trainer, whole_rate
 
-STAGES = Stage(2, 256, 1088), Stage(2, 1088, 1088, mixed=True)
+RECIPE = Recipe((Stage(2, 256, 1088), Stage(2, 1088, 1088, mixed=True)), whole_rate, muon=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def tokenizer_path(tmp_path_factory):
 
 
 def trainer(out):
-    options = argparse.Namespace(out=out, seed=3, workers=0)
-    return Trainer(options, STAGES)
+    options = argparse.Namespace(out=out, start=None, seed=3, workers=0)
+    return Trainer(options, RECIPE)
 
 
 def distance(one, other):

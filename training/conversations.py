@@ -43,12 +43,12 @@ def tasks(rng: Random, count: int) -> list[Task]:
     while len(found) < count:
         kind = rng.random()
         try:
-            if kind < 0.7:
+            if kind < 0.6:
                 found.append(language.code(next(keys), language.value(rng)))
-            elif kind < 0.8:
+            elif kind < 0.7:
                 found.append(language.codes(next(keys), language.value(rng), next(keys), language.value(rng)))
             elif kind < 0.9:
-                chain = [next(keys) for _ in range(rng.choice((1, 2)))]
+                chain = [next(keys) for _ in range(rng.choice((1, 2, 2)))]
                 found.append(language.box(chain, language.value(rng)))
             else:
                 values = tuple(language.value(rng) for _ in language.ORDINALS)

@@ -1,15 +1,21 @@
-"""Train sala-tiny on one GPU: ``python -m training.train --out DIR``. An interrupted run goes on where it was saved."""
+"""Train sala-tiny: ``python -m training.train --out DIR``. An interrupted run goes on where it was saved.
+
+With ``--start CHECKPOINT`` a trained one is only finished, which two cores without a GPU do in an hour.
+"""
 
 import argparse
 import csv
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM, sparse
 from training.architecture import make_config
@@ -36,14 +42,13 @@ class Stage:
     mixed: bool = False
 
 
-STAGES = (
-    Stage(300, 256, 1 << 16),
-    Stage(80, 512, 1 << 16),
-    Stage(80, 1024, 1 << 15, mixed=True),
-    Stage(120, 2048, 1 << 15, mixed=True),
-    Stage(200, 4096, 1 << 15, mixed=True),
-    Stage(100, 8192, 1 << 15, mixed=True),
-)
+@dataclass(frozen=True)
+class Recipe:
+    """rate: (step, steps) -> share of the peak learning rates. muon: for the matrices of the layers, else AdamW."""
+
+    stages: tuple[Stage, ...]
+    rate: Callable[[int, int], float]
+    muon: bool
 
 
 def plan_steps(stages: tuple[Stage, ...]) -> list[Step]:
@@ -57,29 +62,54 @@ def plan_steps(stages: tuple[Stage, ...]) -> list[Step]:
     return plan
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Of the peak: warm-up over 50 steps; after 40 % of the steps, linear from the half to almost nothing."""
+def whole_rate(step: int, steps: int) -> float:
+    """Warm-up over 50 steps; after 40 % of the steps, linear from the half to almost nothing."""
     if step < 0.4 * steps:
         return min(1.0, (step + 1) / 50)
     return 0.5 * (0.02 + 0.98 * (steps - step) / (0.6 * steps))
 
 
+def finishing_rate(step: int, steps: int) -> float:
+    """Low from the start: warm-up over 20 steps, linear to nothing."""
+    return 0.15 * min(1.0, (step + 1) / 20) * (steps - step) / steps
+
+
+WHOLE = Recipe(
+    (
+        Stage(300, 256, 1 << 16),
+        Stage(80, 512, 1 << 16),
+        Stage(80, 1024, 1 << 15, mixed=True),
+        Stage(120, 2048, 1 << 15, mixed=True),
+        Stage(200, 4096, 1 << 15, mixed=True),
+        Stage(100, 8192, 1 << 15, mixed=True),
+    ),
+    whole_rate,
+    muon=True,
+)
+# On a CPU, where Muon takes longer than all else of a step.
+FINISH = Recipe((Stage(150, 512, 1 << 12), Stage(160, 4096, 1 << 12, mixed=True)), finishing_rate, muon=False)
+
+
 class Trainer:
-    def __init__(self, options: argparse.Namespace, stages: tuple[Stage, ...] = STAGES):
-        self.options = options
+    def __init__(self, options: argparse.Namespace, recipe: Recipe):
+        self.options, self.rate = options, recipe.rate
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cuda":
             sparse.CHUNK_SCORES = 1 << 26  # fewer, larger launches
-        self.plan = plan_steps(stages)
+        self.plan = plan_steps(recipe.stages)
         torch.manual_seed(options.seed)
-        self.tokenizer = load_or_make_tokenizer(options.out)
+        if options.start:
+            AutoTokenizer.from_pretrained(options.start).save_pretrained(options.out)
+        load_or_make_tokenizer(options.out)
         self.config = make_config()
         self.dense_len = self.config.sparse_config["dense_len"]
         self.model = MiniCPMSALAForCausalLM(self.config).to(self.device)
         initialise(self.model)
+        if options.start:
+            self.model.load_state_dict(load_file(options.start / "model.safetensors"))
         self.captured = Captured(self.model)
         self.parameters = list(self.model.parameters())
-        self.optimizers = make_optimizers(self.model)
+        self.optimizers = make_optimizers(self.model, recipe.muon)
         self.step = 0
         self.rows: list[dict] = []
 
@@ -109,7 +139,7 @@ class Trainer:
         """One update. ids, weights: [B, T]; asked: [B, N] positions whose next token is a digit to be found, or −1."""
         selects = self.plan[self.step].selects_blocks
         self.config.sparse_config["dense_len"] = self.dense_len if selects else NEVER_SPARSE
-        rate = learning_rate(self.step, len(self.plan))
+        rate = self.rate(self.step, len(self.plan))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * rate
         self.captured.batch = len(ids)
@@ -182,19 +212,17 @@ def digits_found(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -
     return (right & real).sum() / real.sum().clamp(min=1)
 
 
-def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the vocabulary's two and the norms."""
-    import os
+def make_optimizers(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay for the matrices of the layers alone, or Muon for these."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
-    if os.environ.get("OPT") == "adamw":
-        adam = [{"params": inner, "peak": 4e-3, "weight_decay": 0.1}, {"params": others, "peak": 4e-3, "weight_decay": 0.0}]
-        return [torch.optim.AdamW(adam, betas=(0.9, 0.98), fused=True)]
-    matrices = [{"params": inner, "peak": MUON_PEAK * float(os.environ.get("MUON", 1)), "weight_decay": 0.1}]
-    rest = [{"params": others, "peak": ADAMW_PEAK, "weight_decay": 0.0}]
+    matrices = {"params": inner, "peak": MUON_PEAK if muon else ADAMW_PEAK, "weight_decay": 0.1}
+    rest = {"params": others, "peak": ADAMW_PEAK, "weight_decay": 0.0}
+    if not muon:
+        return [torch.optim.AdamW([matrices, rest], betas=(0.9, 0.98), fused=True)]
     return [
-        torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, betas=(0.9, 0.98), fused=True),
+        torch.optim.Muon([matrices], momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([rest], betas=(0.9, 0.98), fused=True),
     ]
 
 
@@ -210,6 +238,7 @@ def add_at_most(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint, and of the saved run")
+    parser.add_argument("--start", type=Path, help="checkpoint to finish, instead of training from the beginning")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=6)
     return parser.parse_args()
@@ -219,4 +248,4 @@ if __name__ == "__main__":
     chosen = parse()
     chosen.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
-    Trainer(chosen).run()
+    Trainer(chosen, FINISH if chosen.start else WHOLE).run()
