@@ -19,6 +19,7 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
 workers, when the model is built:
   attention registry     factory of ``sala``, with the worker's check
   KV pool                pool class with compressed keys, and their bytes in the size of a token
+  prefix cache           keys that keep dense and sparse prompts apart
 """
 
 import logging
@@ -27,6 +28,7 @@ from typing import Any
 
 from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options
 from sala_sglang.config import SALAConfig
+from sala_sglang.prefix_cache import PromptKinds
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def register() -> None:
     _done.add("register")
 
 
-def prepare_worker() -> None:
+def prepare_worker(config: SALAConfig) -> None:
     """The touches that only a process with the model needs; called when the model is built. Idempotent."""
     if "worker" in _done:
         return
@@ -87,6 +89,8 @@ def prepare_worker() -> None:
         _cell_size,
         HookType.AFTER,
     )
+    for target, function in PromptKinds.of(config).hooks().items():
+        _hook(target, function, HookType.AROUND)
     HookRegistry.apply_hooks()
     _check_hooks()
     _done.add("worker")

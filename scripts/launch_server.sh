@@ -7,9 +7,9 @@ usage: scripts/launch_server.sh [--venv DIR] [--index-url URL] [arguments of sgl
   --venv DIR        virtual environment to create or reuse (default: .venv in the checkout)
   --index-url URL   package index to install from; otherwise the one that pip or uv is configured with
 
-The checkpoint is taken from --model-path or from the environment variable MODEL_PATH. Without either, a tiny
-checkpoint with random weights is made, which answers quickly and senselessly. Without an NVIDIA driver the
-server runs on the CPU. The port is 31111 unless --port says otherwise. All other arguments go to SGLang:
+The checkpoint is taken from --model-path or from the environment variable MODEL_PATH. Without either it is
+checkpoints/sala-tiny, a very small trained model that finds codes and numbers in long texts. Without an NVIDIA
+driver the server runs on the CPU. The port is 31111 unless --port says otherwise. All other arguments go to SGLang:
 
   MODEL_PATH=/models/MiniCPM-SALA scripts/launch_server.sh --trust-remote-code --chunked-prefill-size 8192
 TEXT
@@ -33,19 +33,6 @@ has_nvidia_driver() {
     "$VENV_PYTHON" -c 'import ctypes, sys; sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))' 2>/dev/null
 }
 
-# Print the directory of the tiny checkpoint, after making it where it is missing.
-tiny_checkpoint() {
-    local out="$ROOT/.cache/sala-tiny"
-    if [ ! -d "$out" ]; then
-        mkdir -p "$ROOT/.cache"
-        rm -rf "$out.partial"
-        "$VENV_PYTHON" -m sala_sglang.cli make-checkpoint --preset tiny --out "$out.partial" >/dev/null
-        mv "$out.partial" "$out"
-        echo "Made a tiny checkpoint with random weights in $out" >&2
-    fi
-    echo "$out"
-}
-
 # announce URL: print a request to try once the server is ready. Runs as a child of the server and ends with it.
 announce() {
     exec "$VENV_PYTHON" - "$1" <<'PYTHON'
@@ -67,8 +54,9 @@ else:
 print(f"""
 The server is ready. Try:
 
-  curl {url}/v1/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "default", "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}}'
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{"model": "default", "temperature": 0,
+    "messages": [{{"role": "user", "content":
+      "Text: The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea.\\n\\nWhat is the code of the red fox?"}}]}}'
 """, flush=True)
 PYTHON
 }
@@ -81,11 +69,7 @@ setup_env ""
 
 defaults=()
 if ! given --model-path >/dev/null && ! given --model >/dev/null; then
-    model="${MODEL_PATH:-}"
-    if [ -z "$model" ]; then
-        model="$(tiny_checkpoint)"
-    fi
-    defaults+=(--model-path "$model")
+    defaults+=(--model-path "${MODEL_PATH:-$ROOT/checkpoints/sala-tiny}")
 fi
 if ! given --device >/dev/null && ! has_nvidia_driver; then
     echo "No NVIDIA driver: serving on the CPU, for trying and testing only" >&2

@@ -10,6 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
+def trained_checkpoint() -> Path:
+    """Directory of sala-tiny, the trained checkpoint; read only."""
+    return Path(__file__).parents[1] / "checkpoints" / "sala-tiny"
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Directory of a tiny checkpoint with random weights; read only."""
     from sala_sglang.checkpoint import make_checkpoint  # here, because most tests need no model

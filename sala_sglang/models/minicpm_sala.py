@@ -203,7 +203,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
 
     def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
         super().__init__()
-        prepare_worker()
+        prepare_worker(config)
         check_parallel(config, get_parallel().attn_tp_size)
         self.config = config
         self.quant_config = quant_config

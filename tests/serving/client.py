@@ -1,9 +1,10 @@
-"""Requests to a server through the official OpenAI client."""
+"""Requests to a server, through the official OpenAI client and SGLang's own API."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import torch
+from serving.harness import Server
 from serving.oracle import Answer
 
 
@@ -29,10 +30,18 @@ def stream(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
     return Answer(ids, logprobs)
 
 
-def all_at_once(ask, client: openai.OpenAI, prompts: list[list[int]], tokens: int) -> list[Answer]:
-    """Send every prompt at the same time, each on a connection of its own."""
+def generate(server: Server, prompt: list[int], tokens: int, **sampling) -> tuple[Answer, dict]:
+    """Greedy answer from SGLang's own API with what it tells about the request, such as ``cached_tokens``."""
+    parameters = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True} | sampling
+    answer = server.post("/generate", {"input_ids": prompt, "sampling_params": parameters, "return_logprob": True})
+    logprobs = [logprob for logprob, *_ in answer["meta_info"]["output_token_logprobs"]]
+    return Answer(answer["output_ids"], logprobs), answer["meta_info"]
+
+
+def all_at_once(ask, of, prompts: list[list[int]], tokens: int) -> list:
+    """``ask(of, prompt, tokens)`` for every prompt at the same time, each on a connection of its own."""
     with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(lambda prompt: ask(client, prompt, tokens), prompts))
+        return list(pool.map(lambda prompt: ask(of, prompt, tokens), prompts))
 
 
 def _arguments(prompt: list[int], tokens: int) -> dict:

@@ -38,16 +38,22 @@ class Server:
     """``python -m sglang.launch_server`` on a free port, as a context manager.
 
     model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
-    environment: variables to add to this process's environment.
+    environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
     Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
     """
 
-    def __init__(self, model: Path, *arguments: str, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        model: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "sglang.launch_server"),
+    ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         device = () if torch.cuda.is_available() else ("--device", "cpu")
-        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), *device]
+        self.command = [sys.executable, *program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), *SERVER_ARGUMENTS, *arguments]
         self.environment = server_environment(environment or {})
         self.base_url = f"http://127.0.0.1:{self.port}"

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from serving.client import all_at_once, complete, random_prompt
-from serving.oracle import Answer, Oracle
+from serving.client import all_at_once, complete, generate, random_prompt
+from serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # as in test_equality
 POOL_TOKENS = 1536
@@ -73,17 +73,10 @@ def test_retraction_changes_no_answer(server, tiny_checkpoint):
     oracle = Oracle(tiny_checkpoint)
     prompts = [random_prompt(100, oracle.model.config.vocab_size, seed) for seed in range(20, 26)]
 
-    def ask(client, prompt: list[int], tokens: int) -> tuple[Answer, int]:
-        parameters = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        body = {"input_ids": prompt, "sampling_params": parameters, "return_logprob": True}
-        answer = server.post("/generate", body)
-        logprobs = [logprob for logprob, *_ in answer["meta_info"]["output_token_logprobs"]]
-        return Answer(answer["output_ids"], logprobs), answer["meta_info"]["num_retractions"]
-
     # 6 · (100 + 220) tokens and their pages do not fit into the pool; 320 tokens stay below the selected length,
     # where dense and sparse are the same.
-    answers = all_at_once(ask, server.client, prompts, 220)
-    assert sum(retractions for _, retractions in answers) > 0
+    answers = all_at_once(generate, server, prompts, 220)
+    assert sum(meta["num_retractions"] for _, meta in answers) > 0
     for prompt, (answer, _) in zip(prompts, answers, strict=True):
         assert len(answer.tokens) == 220
         oracle.check(prompt, answer, TOLERANCE)

@@ -1,0 +1,53 @@
+"""The trained checkpoint through real servers: it finds what is asked for, unless the selection is wrong."""
+
+import json
+from pathlib import Path
+
+from serving import transcripts
+from serving.conftest import TRAINED_ARGUMENTS
+from serving.harness import Server
+from transformers import AutoTokenizer
+
+from sala_sglang import cli
+
+RANDOM_BLOCKS = Path(__file__).with_name("random_blocks.py")
+
+
+def evaluate(server: Server, out: Path) -> list[dict]:
+    """Cells of ``sala-sglang eval``: selection chooses 8 of 32 blocks at 2,048 tokens, of 64 at 4,096."""
+    choice = ["--lengths", "2K,4K", "--depths", "2", "--samples", "2", "--concurrency", "2"]
+    assert cli.main(["eval", "--base-url", server.base_url, "--out", str(out), *choice]) == 0
+    assert (out / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    cells = json.loads((out / "result.json").read_text())["cells"]
+    assert len(cells) == 20 and all(cell["refused"] == 0 for cell in cells), cells
+    return cells
+
+
+def mean(cells: list[dict]) -> float:
+    return sum(cell["score"] for cell in cells) / len(cells)
+
+
+def test_selected_blocks_hold_what_is_asked_for(trained_server, tmp_path):
+    cells = evaluate(trained_server, tmp_path / "out")
+    assert mean(cells) >= 0.95, cells
+
+
+def test_random_blocks_do_not(trained_checkpoint, tmp_path):
+    with Server(trained_checkpoint, *TRAINED_ARGUMENTS, program=(str(RANDOM_BLOCKS),)) as server:
+        cells = evaluate(server, tmp_path / "out")
+    assert mean(cells) <= 0.4, cells
+
+
+def test_transcripts(trained_server, trained_checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(trained_checkpoint)
+    expected = json.loads(transcripts.FILE.read_text())
+    given = {}
+    for name, message in transcripts.messages(tokenizer).items():
+        answer = trained_server.client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": message}],
+            max_tokens=transcripts.ANSWER_TOKENS,
+            temperature=0,
+        )
+        given[name] = answer.choices[0].message.content
+    assert given == expected

@@ -1,0 +1,63 @@
+"""Keys of the prefix cache: dense and sparse prompts share what is the same for both and nothing else."""
+
+from array import array
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from sala_sglang import options
+from sala_sglang.prefix_cache import PromptKinds
+
+TOKENS = array("q", range(10, 710))
+
+
+def key_of(kinds: PromptKinds, prompt_tokens: int, generated: int = 0) -> list[int]:
+    """Token ids of the key under which a request's tokens are inserted after ``generated`` more."""
+    prompt = TOKENS[:prompt_tokens]
+    request = SimpleNamespace(origin_input_ids=prompt, output_ids=array("q"))
+    kinds.match(lambda cache, request, ids: RadixKey(ids), None, request, prompt)
+    params = SimpleNamespace(key=RadixKey(TOKENS[: prompt_tokens + generated]))
+    cache = SimpleNamespace(insert=lambda params: kinds.insert(lambda cache, params: params, None, params))
+    kinds.checkpoint(lambda cache, request: cache.insert(params), cache, request)
+    return list(params.key.token_ids)
+
+
+def shared(one: list[int], other: list[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "tokens"),
+    [
+        ((511, 0), (512, 0), 384),  # a dense and a sparse prompt
+        ((511, 100), (600, 0), 384),  # dense_len was crossed while generating: the next turn is sparse
+        ((400, 0), (511, 0), 400),  # both dense
+        ((512, 0), (700, 0), 512),  # both sparse
+        ((300, 0), (700, 0), 300),  # too short to make a difference
+    ],
+)
+def test_shared_tokens(one, other, tokens):
+    kinds = PromptKinds(dense_len=512, selected_tokens=384)
+    assert shared(key_of(kinds, *one), key_of(kinds, *other)) == tokens
+
+
+@pytest.mark.parametrize("dense_len", [0, 384, options.NEVER_SPARSE])
+def test_nothing_is_kept_apart_where_there_is_one_kind(dense_len):
+    kinds = PromptKinds(dense_len, selected_tokens=384)
+    assert key_of(kinds, 500, 100) == list(TOKENS[:600])
+
+
+def test_other_parts_of_a_key_stay():
+    kinds = PromptKinds(dense_len=512, selected_tokens=384)
+    request = SimpleNamespace(sala_prompt_tokens=500)
+    marked = kinds.mark(RadixKey(TOKENS[:500], "tenant", limit=450, cache_salt="salt"), request)
+    assert (marked.extra_key, marked.limit, marked.cache_salt, len(marked)) == ("tenant", 450, "salt", 450)
+    assert list(marked.token_ids[:384]) == list(TOKENS[:384])
+    assert all(a != b for a, b in zip(marked.token_ids[384:], TOKENS[384:], strict=False))
+
+
+def test_requests_outside_a_checkpoint_are_inserted_as_they_are():
+    kinds = PromptKinds(dense_len=512, selected_tokens=384)
+    params = SimpleNamespace(key=RadixKey(TOKENS))
+    assert kinds.insert(lambda cache, params: params.key, None, params).token_ids is TOKENS
