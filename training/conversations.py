@@ -43,9 +43,9 @@ def tasks(rng: Random, count: int) -> list[Task]:
     while len(found) < count:
         kind = rng.random()
         try:
-            if kind < 0.6:
+            if kind < 0.45:
                 found.append(language.code(next(keys), language.value(rng)))
-            elif kind < 0.7:
+            elif kind < 0.55:
                 found.append(language.codes(next(keys), language.value(rng), next(keys), language.value(rng)))
             elif kind < 0.9:
                 chain = [next(keys) for _ in range(rng.choice((1, 2, 2)))]

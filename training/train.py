@@ -87,7 +87,7 @@ WHOLE = Recipe(
     muon=True,
 )
 # On a CPU, where Muon takes longer than all else of a step.
-FINISH = Recipe((Stage(150, 512, 1 << 12), Stage(160, 4096, 1 << 12, mixed=True)), finishing_rate, muon=False)
+FINISH = Recipe((Stage(150, 512, 1 << 12), Stage(40, 2048, 1 << 12, mixed=True)), finishing_rate, muon=False)
 
 
 class Trainer:

@@ -60,9 +60,9 @@ def test_seeded_sampling_repeats(trained_server):
 
 
 def test_structured_output_keeps_the_answer(trained_server):
-    schema = {"type": "object", "properties": {"code": {"type": "integer"}}, "required": ["code"]}
-    shape = {"type": "json_schema", "json_schema": {"name": "code", "schema": schema}}
-    assert isinstance(json.loads(chat(trained_server, response_format=shape).choices[0].message.content)["code"], int)
+    # The model has never seen JSON: the grammar leaves it the number alone.
+    json_text = chat(trained_server, extra_body={"regex": r'\{"code": [0-9]{4}\}'}).choices[0].message.content
+    assert 1000 <= json.loads(json_text)["code"] <= 9999
     pattern = {"regex": r"The code of the (red fox|shy owl) is [0-9]{4}\."}
     assert chat(trained_server, extra_body=pattern).choices[0].message.content == ANSWER
 
