@@ -22,7 +22,7 @@ STOP_SECONDS = 20
 # At rest SGLang publishes its gauges at least every 30 seconds. With a decode report at every step it also does so
 # as soon as the last request has ended.
 GAUGE_SECONDS = 40
-SERVER_ARGUMENTS = ("--enable-metrics", "--decode-log-interval", "1", "--log-level-http", "warning")
+SERVER_ARGUMENTS = ("--enable-metrics", "--decode-log-interval", "1", "--log-level-http", "warning", "--sleep-on-idle")
 
 
 def server_environment(extra: dict[str, str]) -> dict[str, str]:
