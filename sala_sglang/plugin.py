@@ -19,16 +19,15 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
 workers, when the model is built:
   attention registry     factory of ``sala``, with the worker's check
   KV pool                pool class with compressed keys, and their bytes in the size of a token
-  prefix cache           keys that keep dense and sparse prompts apart
+  prefix cache           keys that keep dense and sparse prompts apart, chunks and snapshots of whole pages
 """
 
 import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options
+from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache
 from sala_sglang.config import SALAConfig
-from sala_sglang.prefix_cache import PromptKinds
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def prepare_worker(config: SALAConfig) -> None:
         _cell_size,
         HookType.AFTER,
     )
-    for target, function in PromptKinds.of(config).hooks().items():
+    for target, function in prefix_cache.hooks(config).items():
         _hook(target, function, HookType.AROUND)
     HookRegistry.apply_hooks()
     _check_hooks()

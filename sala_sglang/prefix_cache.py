@@ -1,9 +1,15 @@
-"""Keeps dense and sparse prompts apart in SGLang's prefix cache, where what they compute differs.
+"""Keeps SGLang's prefix cache exact: a hit continues from what a miss would have computed.
 
-A prompt of fewer than ``dense_len`` tokens attends to everything, a longer one to selected blocks. As long as every
-block is selected both are the same, and their pages are shared. Behind that, hidden states differ, and with them
-keys, values and recurrent states: a page of one kind must not serve the other, or an answer would depend on what was
-asked before. So in the cache's keys the token ids of dense prompts carry a mark there.
+**Dense and sparse prompts are kept apart where they differ.** A prompt of fewer than ``dense_len`` tokens attends to
+everything, a longer one to selected blocks. As long as every block is selected both are the same, and their pages are
+shared. Behind that, hidden states differ, and with them keys, values and recurrent states: a page of one kind must not
+serve the other, or an answer would depend on what was asked before. So in the cache's keys the token ids of dense
+prompts carry a mark there.
+
+**Snapshots of the recurrent state lie where pages end.** A chunk of a prompt may end anywhere, as it does when decode
+rows take a part of a mixed step. SGLang counts the depth of the next snapshot from there, inserts it with the whole
+pages below, and so pairs them with a state of some tokens more. So chunks are cut at pages, and where a cut would leave
+nothing of a chunk, what follows leaves no snapshot.
 """
 
 from array import array
@@ -21,22 +27,44 @@ DENSE_MARK = 1 << 32  # beyond every vocabulary; keys are int64
 _checkpointed: ContextVar[Any] = ContextVar("request whose tokens are being inserted", default=None)
 
 
-class PromptKinds:
-    """Hooks around SGLang's cache for prompts that are dense below ``dense_len`` tokens.
+def hooks(config: SALAConfig) -> dict[str, Any]:
+    """SGLang's functions and what runs around them."""
+    geometry = config.sparse_geometry
+    kinds = PromptKinds(options.dense_len_tokens(config), geometry.selected_blocks * geometry.block_size)
+    return kinds.hooks() | WholePages(geometry.block_size).hooks()
 
-    selected_tokens: length up to which selection takes every block.
-    """
+
+class WholePages:
+    """Prefill chunks end where pages of ``page_size`` tokens end, and so do snapshots."""
+
+    def __init__(self, page_size: int):
+        self.page_size = page_size
+
+    def hooks(self) -> dict[str, Any]:
+        return {
+            "sglang.srt.managers.schedule_policy.PrefillAdder.__init__": self.cut_at_pages,
+            "sglang.srt.managers.schedule_batch.ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend": self.track,
+        }
+
+    def cut_at_pages(self, original, adder, *args, **kwargs):
+        original(adder, *args, **kwargs)
+        adder.mamba_chunk_grid = max(adder.mamba_chunk_grid, self.page_size)
+
+    def track(self, original, batch, request):
+        entry = original(batch, request)
+        if request.prefix_len % self.page_size == 0:
+            return entry
+        request.kv.mamba_last_track_seqlen = None
+        return entry._replace(track_mask=False, track_seqlen=-1)
+
+
+class PromptKinds:
+    """Prompts that are dense below ``dense_len`` tokens. selected_tokens: up to there selection takes every block."""
 
     def __init__(self, dense_len: int, selected_tokens: int):
         self.dense_len, self.selected_tokens = dense_len, selected_tokens
 
-    @classmethod
-    def of(cls, config: SALAConfig) -> "PromptKinds":
-        geometry = config.sparse_geometry
-        return cls(options.dense_len_tokens(config), geometry.selected_blocks * geometry.block_size)
-
     def hooks(self) -> dict[str, Any]:
-        """SGLang's functions and what runs around them."""
         return {
             "sglang.srt.mem_cache.common._req_radix_key": self.match,
             "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree": self.checkpoint,

@@ -1,13 +1,14 @@
-"""Keys of the prefix cache: dense and sparse prompts share what is the same for both and nothing else."""
+"""What keeps the prefix cache exact: the keys of dense and sparse prompts, and chunks of whole pages."""
 
 from array import array
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sala_sglang import options
-from sala_sglang.prefix_cache import PromptKinds
+from sala_sglang.prefix_cache import PromptKinds, WholePages
 
 TOKENS = array("q", range(10, 710))
 
@@ -61,3 +62,23 @@ def test_requests_outside_a_checkpoint_are_inserted_as_they_are():
     kinds = PromptKinds(dense_len=512, selected_tokens=384)
     params = SimpleNamespace(key=RadixKey(TOKENS))
     assert kinds.insert(lambda cache, params: params.key, None, params).token_ids is TOKENS
+
+
+def test_chunks_are_cut_at_pages():
+    adder = SimpleNamespace()
+    WholePages(64).cut_at_pages(lambda adder, grid: setattr(adder, "mamba_chunk_grid", grid), adder, 1)
+    assert adder.mamba_chunk_grid == 64
+
+
+class Entry(NamedTuple):
+    track_mask: bool
+    track_position: int
+    track_seqlen: int
+
+
+@pytest.mark.parametrize(("prefix", "kept"), [(0, True), (128, True), (189, False)])
+def test_a_snapshot_needs_a_page_to_start_from(prefix, kept):
+    request = SimpleNamespace(prefix_len=prefix, kv=SimpleNamespace(mamba_last_track_seqlen=prefix + 128))
+    entry = WholePages(64).track(lambda batch, request: Entry(True, 1, prefix + 128), None, request)
+    assert entry == (Entry(True, 1, prefix + 128) if kept else Entry(False, 1, -1))
+    assert request.kv.mamba_last_track_seqlen == (prefix + 128 if kept else None)
