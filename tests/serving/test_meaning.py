@@ -14,8 +14,8 @@ RANDOM_BLOCKS = Path(__file__).with_name("random_blocks.py")
 
 
 def evaluate(server: Server, out: Path) -> list[dict]:
-    """Cells of ``sala-sglang eval``: selection chooses 8 of 32 blocks at 2,048 tokens, of 64 at 4,096."""
-    choice = ["--lengths", "2K,4K", "--depths", "2", "--samples", "2", "--concurrency", "2"]
+    """Cells of ``sala-sglang eval``, five tasks at three depths; 8 of the 32 blocks are selected."""
+    choice = ["--lengths", "2K", "--depths", "3", "--samples", "1", "--concurrency", "2"]
     assert cli.main(["eval", "--base-url", server.base_url, "--out", str(out), *choice]) == 0
     assert (out / "heat_map.png").read_bytes().startswith(b"\x89PNG")
     cells = json.loads((out / "result.json").read_text())["cells"]
