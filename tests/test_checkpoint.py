@@ -161,19 +161,19 @@ PROMPTS = (
 
 
 @torch.no_grad()
-def test_greedy_continuations_vary(model, tokenizer):
-    stuck = []
+def test_greedy_continuations_vary(tmp_path):
+    # Not seed 0: with that, one of these prompts is answered with one token for ever, as random weights may do.
+    make_checkpoint("tiny", tmp_path / "tiny", seed=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
     for text in PROMPTS:
         inputs = tokenizer(text, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=40, min_new_tokens=40, do_sample=False)
         new = output[0, inputs.input_ids.shape[1] :]
-        if len(set(new.tolist())) <= 10:
-            stuck.append(text)
+        assert len(set(new.tolist())) > 10, text
         best = model(output).logits[0, -40:].topk(2).values
         # Most steps are far from a tie: bfloat16 noise is about 0.02.
         assert (best[:, 0] - best[:, 1]).median() > 0.1, text
-    # Random weights may answer a prompt with one token for ever; most they do not.
-    assert len(stuck) <= 1, stuck
 
 
 @torch.no_grad()

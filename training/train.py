@@ -1,6 +1,6 @@
 """Train sala-tiny: ``python -m training.train --out DIR``. An interrupted run goes on where it was saved.
 
-With ``--start CHECKPOINT`` a trained one is only finished, which two cores without a GPU do in an hour.
+With ``--start CHECKPOINT`` a trained one is only finished, for which two cores without a GPU are enough.
 """
 
 import argparse
