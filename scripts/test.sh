@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 parse_options "$@"
 setup_env test,dev
 cd "$ROOT"
-exec "$VENV_PYTHON" -m pytest -m "not gpu and not soak" "${REST[@]+"${REST[@]}"}"
+exec "$VENV_PYTHON" -m pytest -m "not gpu and not soak" -n 2 --dist loadgroup "${REST[@]+"${REST[@]}"}"

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from sala_sglang import options
+from sala_sglang import hf, options
 from sala_sglang.prefix_cache import PromptKinds, WholePages
+
+hf.register()  # SGLang's import above took the model's type for its own configuration
 
 TOKENS = array("q", range(10, 710))
 
@@ -82,3 +85,11 @@ def test_a_snapshot_needs_a_page_to_start_from(prefix, kept):
     entry = WholePages(64).track(lambda batch, request: Entry(True, 1, prefix + 128), None, request)
     assert entry == (Entry(True, 1, prefix + 128) if kept else Entry(False, 1, -1))
     assert request.kv.mamba_last_track_seqlen == (prefix + 128 if kept else None)
+
+
+def test_chunks_of_a_retracted_request_are_of_one_kind():
+    """Its first chunk ends before dense_len, but all it brings is longer."""
+    retracted = SimpleNamespace(origin_input_ids=TOKENS[:500], output_ids=TOKENS[500:530])
+    batch = SimpleNamespace(reqs=[retracted], orig_seq_lens=torch.tensor([500], dtype=torch.int32))
+    PromptKinds(dense_len=512, selected_tokens=384).prepare_for_extend(lambda batch: None, batch)
+    assert batch.orig_seq_lens.tolist() == [530] and batch.orig_seq_lens.dtype == torch.int32

@@ -7,6 +7,9 @@ package once; then the usual lines work, without ``trust_remote_code``::
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(path)
+
+SGLang registers a configuration class of its own for the same type when it is imported, unless its plugins are loaded,
+as all its commands and ``sglang.Engine`` do. Where SGLang is imported otherwise, call ``register`` after it.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -15,8 +18,14 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.hf.cache import SALACache
 from sala_sglang.hf.modeling_minicpm_sala import MiniCPMSALAForCausalLM, MiniCPMSALAModel
 
-AutoConfig.register(SALAConfig.model_type, SALAConfig, exist_ok=True)
-AutoModel.register(SALAConfig, MiniCPMSALAModel, exist_ok=True)
-AutoModelForCausalLM.register(SALAConfig, MiniCPMSALAForCausalLM, exist_ok=True)
+__all__ = ["MiniCPMSALAForCausalLM", "MiniCPMSALAModel", "SALACache", "SALAConfig", "register"]
 
-__all__ = ["MiniCPMSALAForCausalLM", "MiniCPMSALAModel", "SALACache", "SALAConfig"]
+
+def register() -> None:
+    """Let the Auto classes find this model, whoever registered its type before. Importing the package calls it."""
+    AutoConfig.register(SALAConfig.model_type, SALAConfig, exist_ok=True)
+    AutoModel.register(SALAConfig, MiniCPMSALAModel, exist_ok=True)
+    AutoModelForCausalLM.register(SALAConfig, MiniCPMSALAForCausalLM, exist_ok=True)
+
+
+register()
