@@ -89,7 +89,7 @@ def paged(lengths: list[int], rows: list[int], sparse: bool = True) -> tuple[Pag
     batch = PagedBatch(
         query_start=torch.tensor([0, *rows], device="cuda").cumsum(0).int(),
         kv_lens=torch.tensor(lengths, dtype=torch.int32, device="cuda"),
-        sparse=torch.full((len(lengths),), sparse, device="cuda"),
+        sparse_from=torch.full((len(lengths),), 0 if sparse else max(lengths), dtype=torch.int32, device="cuda"),
         request_rows=torch.arange(len(lengths), device="cuda"),
         token_slots=slots,
         max_query_tokens=max(rows),

@@ -74,8 +74,6 @@ class PromptKinds:
 
     def match(self, original, tree_cache, request, *args, **kwargs):
         """The key by which a waiting request looks for its prefix."""
-        # Kept for the inserts: tokens generated later do not change what the prompt was.
-        request.sala_prompt_tokens = prompt_tokens(request)
         return self.mark(original(tree_cache, request, *args, **kwargs), request)
 
     def checkpoint(self, original, cache, request, **kwargs):
@@ -92,23 +90,18 @@ class PromptKinds:
         return original(cache, params)
 
     def prepare_for_extend(self, original, batch):
-        """A retracted request is prefilled again with what it had generated; all chunks of that are of one kind."""
+        """A retracted request is prefilled again with what it had generated, but its prompt stays what it was."""
         original(batch)
         if any(request.output_ids for request in batch.reqs):
-            lengths = [prompt_tokens(request) for request in batch.reqs]
+            lengths = [len(request.origin_input_ids) for request in batch.reqs]
             batch.orig_seq_lens = torch.tensor(lengths, dtype=torch.int32, device=batch.orig_seq_lens.device)
 
     def mark(self, key, request):
         """``key`` for the kind of prompt that ``request`` is."""
         if not self.selected_tokens < self.dense_len < options.NEVER_SPARSE:
             return key  # one kind only
-        if request.sala_prompt_tokens >= self.dense_len or len(key.token_ids) <= self.selected_tokens:
+        if len(request.origin_input_ids) >= self.dense_len or len(key.token_ids) <= self.selected_tokens:
             return key
         ids = numpy.array(key.token_ids, dtype=numpy.int64)
         ids[self.selected_tokens :] |= DENSE_MARK
         return type(key)(array("q", ids.tobytes()), key.extra_key, key.is_bigram, key.limit, key.cache_salt)
-
-
-def prompt_tokens(request: Any) -> int:
-    """Tokens that a request waiting for its prefill brings, those it had generated before a retraction included."""
-    return len(request.origin_input_ids) + len(request.output_ids)

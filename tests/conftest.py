@@ -23,10 +23,3 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_checkpoint("tiny", out)
     return out
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server or another expensive fixture run in one process, one after the other."""
-    for item in items:
-        shared = "trained_server" if "trained_server" in item.fixturenames else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(shared))

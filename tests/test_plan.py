@@ -28,7 +28,7 @@ def extend_batch(prefixes: list[int], rows: list[int], prompts: list[int], **tra
 
 def test_extend_decides_by_the_whole_prompt():
     plan = paged_extend(extend_batch([0, 64, 511], [64, 200, 1], [512, 511, 512]), TOKEN_SLOTS, dense_len=512)
-    assert plan.sparse.tolist() == [True, False, True]
+    assert plan.sparse_from.tolist() == [0, 511, 0] and plan.sparse_from.dtype == torch.int32
     assert plan.query_start.tolist() == [0, 64, 264, 265] and plan.query_start.dtype == torch.int32
     assert plan.kv_lens.tolist() == [64, 264, 512]
     assert (plan.max_query_tokens, plan.max_kv_tokens) == (200, 512)
@@ -39,7 +39,8 @@ def test_decode_switches_at_dense_len():
         batch_size=3, seq_lens=torch.tensor([1, 511, 512]), req_pool_indices=torch.tensor([0, 1, 2])
     )
     plan = paged_decode(batch, TOKEN_SLOTS, dense_len=512, max_context_len=1024)
-    assert plan.sparse.tolist() == [False, False, True]
+    assert (plan.kv_lens - 1 >= plan.sparse_from).tolist() == [False, False, True]
+    assert plan.sparse_from.dtype == torch.int32
     assert plan.query_start.tolist() == [0, 1, 2, 3]
     assert (plan.max_query_tokens, plan.max_kv_tokens) == (1, 1024)
 

@@ -54,7 +54,7 @@ def test_nothing_is_kept_apart_where_there_is_one_kind(dense_len):
 
 def test_other_parts_of_a_key_stay():
     kinds = PromptKinds(dense_len=512, selected_tokens=384)
-    request = SimpleNamespace(sala_prompt_tokens=500)
+    request = SimpleNamespace(origin_input_ids=TOKENS[:500])
     marked = kinds.mark(RadixKey(TOKENS[:500], "tenant", limit=450, cache_salt="salt"), request)
     assert (marked.extra_key, marked.limit, marked.cache_salt, len(marked)) == ("tenant", 450, "salt", 450)
     assert list(marked.token_ids[:384]) == list(TOKENS[:384])
@@ -87,9 +87,9 @@ def test_a_snapshot_needs_a_page_to_start_from(prefix, kept):
     assert request.kv.mamba_last_track_seqlen == (prefix + 128 if kept else None)
 
 
-def test_chunks_of_a_retracted_request_are_of_one_kind():
-    """Its first chunk ends before dense_len, but all it brings is longer."""
+def test_a_retracted_request_keeps_the_kind_of_its_prompt():
+    """What it had generated is prefilled again, but does not count as prompt."""
     retracted = SimpleNamespace(origin_input_ids=TOKENS[:500], output_ids=TOKENS[500:530])
-    batch = SimpleNamespace(reqs=[retracted], orig_seq_lens=torch.tensor([500], dtype=torch.int32))
+    batch = SimpleNamespace(reqs=[retracted], orig_seq_lens=torch.tensor([530], dtype=torch.int32))
     PromptKinds(dense_len=512, selected_tokens=384).prepare_for_extend(lambda batch: None, batch)
-    assert batch.orig_seq_lens.tolist() == [530] and batch.orig_seq_lens.dtype == torch.int32
+    assert batch.orig_seq_lens.tolist() == [500] and batch.orig_seq_lens.dtype == torch.int32

@@ -69,7 +69,7 @@ class PagedBatch:
 
     query_start: [B+1] int32; request b owns rows query_start[b] … query_start[b+1]−1 of the step.
     kv_lens: [B] int32; tokens of the request including this step's. Its queries are the last of them.
-    sparse: [B] bool; True selects blocks, False attends to every block.
+    sparse_from: [B] int32; queries at this position and behind it select blocks, those before attend to every block.
     request_rows: [B] int64; the request's row of ``token_slots``.
     token_slots: [R, max_tokens] int32; pool slot of each token. Pages are blocks, so block j of a request
         lies in page ``token_slots[row, j·block_size] // block_size``.
@@ -79,7 +79,7 @@ class PagedBatch:
 
     query_start: torch.Tensor
     kv_lens: torch.Tensor
-    sparse: torch.Tensor
+    sparse_from: torch.Tensor
     request_rows: torch.Tensor
     token_slots: torch.Tensor
     max_query_tokens: int

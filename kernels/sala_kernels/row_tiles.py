@@ -37,7 +37,7 @@ def tile_count(rows: int, requests: int, tile_queries: int) -> int:
 
 def batch_arguments(batch: PagedBatch) -> tuple:
     """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests."""
-    tensors = batch.query_start, batch.kv_lens, batch.sparse, batch.request_rows, batch.token_slots
+    tensors = batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows, batch.token_slots
     return *tensors, batch.token_slots.stride(0), batch.size
 
 

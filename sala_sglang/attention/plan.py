@@ -35,13 +35,14 @@ class StatePlan:
 def paged_extend(batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int) -> PagedBatch:
     """Plan of a prefill step, mixed ones included: their decode rows are requests with one row.
 
-    A prompt is dense or sparse as a whole, by its full length, so its chunks give what one pass would.
+    A prompt is dense or sparse as a whole, by its full length, so its chunks give what one pass would. Rows behind a
+    dense prompt are those of a decode row, or tokens that a request had generated before it was retracted.
     """
     rows, prefixes = batch.extend_seq_lens_cpu, batch.extend_prefix_lens_cpu
     return PagedBatch(
         query_start=_query_start(batch.extend_seq_lens),
         kv_lens=batch.seq_lens.int(),
-        sparse=batch.orig_seq_lens >= dense_len,
+        sparse_from=(batch.orig_seq_lens < dense_len).int() * _first_sparse_step(dense_len),
         request_rows=batch.req_pool_indices,
         token_slots=token_slots,
         max_query_tokens=max(rows),
@@ -51,10 +52,11 @@ def paged_extend(batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int)
 
 def paged_decode(batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int, max_context_len: int) -> PagedBatch:
     """Plan of a decode step, one row per request. Bounds are those of the context: a graph serves any length."""
+    kv_lens = batch.seq_lens.int()
     return PagedBatch(
         query_start=_one_row_each(batch),
-        kv_lens=batch.seq_lens.int(),
-        sparse=batch.seq_lens >= dense_len,
+        kv_lens=kv_lens,
+        sparse_from=torch.full_like(kv_lens, _first_sparse_step(dense_len)),
         request_rows=batch.req_pool_indices,
         token_slots=token_slots,
         max_query_tokens=1,
@@ -76,6 +78,11 @@ def state_decode(batch: ForwardBatch, state_slots: torch.Tensor, track_indices: 
     """Plan of a decode step; ``track_indices`` are the snapshot slots of rows that SGLang wants kept, if any."""
     snapshot_slots = _snapshot_slots(batch, track_indices, state_slots)
     return StatePlan(state_slots, _one_row_each(batch), snapshot_slots, torch.ones_like(state_slots))
+
+
+def _first_sparse_step(dense_len: int) -> int:
+    """Position of the first generated token's query that selects blocks: its sequence has ``dense_len`` tokens."""
+    return max(dense_len - 1, 0)
 
 
 def _query_start(rows: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,15 @@
 import torch
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
+DENSE = 2**31 - 1  # as the position from which on blocks are selected
+
 
 def make_batch(
     lengths: list[int],
     new_tokens: list[int],
     geometry: SparseGeometry,
     device: str,
-    sparse: list[bool] | None = None,
+    sparse_from: list[int] | None = None,
 ) -> tuple[PagedBatch, int]:
     """A batch whose request b has lengths[b] tokens, the last new_tokens[b] of them as queries.
 
@@ -26,7 +28,7 @@ def make_batch(
     batch = PagedBatch(
         query_start=torch.tensor([0, *new_tokens], device=device).cumsum(0).int(),
         kv_lens=torch.tensor(lengths, dtype=torch.int32, device=device),
-        sparse=torch.tensor(sparse or [True] * len(lengths), device=device),
+        sparse_from=torch.tensor(sparse_from or [0] * len(lengths), dtype=torch.int32, device=device),
         request_rows=request_rows.to(device),
         token_slots=token_slots.to(device),
         max_query_tokens=max(new_tokens),

@@ -64,7 +64,7 @@ def one_request(batch: PagedBatch, request: int) -> tuple[slice, PagedBatch]:
     rows, _ = batch.rows(request)
     own = slice(request, request + 1)
     start = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32, device=batch.kv_lens.device)
-    alone = {name: getattr(batch, name)[own] for name in ("kv_lens", "sparse", "request_rows")}
+    alone = {name: getattr(batch, name)[own] for name in ("kv_lens", "sparse_from", "request_rows")}
     return rows, replace(batch, query_start=start, max_query_tokens=rows.stop - rows.start, **alone)
 
 
@@ -74,10 +74,12 @@ class Inputs:
     ``edit(keys)`` may change the keys [slots, Hkv, D] before they are compressed.
     """
 
-    def __init__(self, lengths, new_tokens, geometry, heads, dim, dtype, device, sparse=None, edit=lambda keys: None):
+    def __init__(
+        self, lengths, new_tokens, geometry, heads, dim, dtype, device, sparse_from=None, edit=lambda keys: None
+    ):
         query_heads, kv_heads = heads
         self.geometry, self.scale = geometry, dim**-0.5
-        self.batch, pages = make_batch(lengths, new_tokens, geometry, device, sparse)
+        self.batch, pages = make_batch(lengths, new_tokens, geometry, device, sparse_from)
         pools = fill_pool(self.batch, pages, geometry, kv_heads, dim)
         # Keys of a block have something in common, else the means of windows, and all scores, would be alike.
         pools[0].unflatten(0, (pages, -1)).add_(torch.randn(pages, 1, kv_heads, dim, device=device))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import brute_force
 import pytest
 import torch
+from paging import DENSE
 from sala_kernels.select_blocks import reference, select_blocks
 from sala_kernels.select_blocks import scores as score_kernels
 from sala_kernels.select_blocks import triton as selection
@@ -62,10 +63,9 @@ def check_selection(inputs: Inputs, selected: torch.Tensor, requests=None) -> No
     geometry, kinds = inputs.geometry, torch.finfo(inputs.queries.dtype)
     for request in range(inputs.batch.size) if requests is None else requests:
         all_rows, all_positions = inputs.batch.rows(request)
-        if not inputs.batch.sparse[request]:
-            assert (selected[all_rows] == -1).all()
-            continue
-        for part in torch.arange(len(all_positions)).split(64):
+        dense = int((all_positions < inputs.batch.sparse_from[request]).sum())
+        assert (selected[all_rows][:dense] == -1).all()
+        for part in torch.arange(dense, len(all_positions)).split(64) if dense < len(all_positions) else ():
             rows = slice(all_rows.start + int(part[0]), all_rows.start + int(part[-1]) + 1)
             positions = all_positions[part.to(all_positions.device)]
             scores, noise = exact_scores(inputs, request, rows, positions)
@@ -169,15 +169,15 @@ def test_triton(device, geometry, heads, dtype):
     geometry = GEOMETRIES[geometry]
     block = geometry.block_size
     lengths, new_tokens = [block * 9, 3, block * 6 + 2, block * 12 + 7, 3 * block], [3, 3, 4, 1, 0]
-    sparse = [True, True, True, True, False]
-    inputs = Inputs(lengths, new_tokens, geometry, heads, 32, dtype, device, sparse)
+    sparse_from = [0, 0, block * 6, 0, DENSE]  # the third one inside its rows
+    inputs = Inputs(lengths, new_tokens, geometry, heads, 32, dtype, device, sparse_from)
     check_selection(inputs, run(inputs, "triton"))
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_triton_at_the_ends_of_windows_and_blocks(device, rows):
-    sparse = [True, False] * 3 + [True] * 4
-    inputs = Inputs(LENGTHS, [1] + [rows] * 9, SMALL, (2, 1), 16, torch.bfloat16, device, sparse)
+    sparse_from = [0, DENSE] * 3 + [0] * 4
+    inputs = Inputs(LENGTHS, [1] + [rows] * 9, SMALL, (2, 1), 16, torch.bfloat16, device, sparse_from)
     check_selection(inputs, run(inputs, "triton"))
 
 
@@ -195,7 +195,7 @@ def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
 @both
 @pytest.mark.parametrize("new_tokens", [[1, 1, 1], [9, 1, 4]], ids=["decode", "prefill"])
 def test_each_request_as_if_alone(device, implementation, new_tokens):
-    inputs = Inputs([700, 450, 560], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [True, True, True])
+    inputs = Inputs([700, 450, 560], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [694, 0, 0])
     together, queries = run(inputs, implementation), inputs.queries
     # Bounds need not be tight.
     assert torch.equal(run(inputs, implementation, replace(inputs.batch, max_kv_tokens=4000)), together)

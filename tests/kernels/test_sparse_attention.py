@@ -5,7 +5,7 @@ from dataclasses import replace
 import brute_force
 import pytest
 import torch
-from paging import relative_error
+from paging import DENSE, relative_error
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
 from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps
@@ -35,7 +35,7 @@ def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
         for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
             for kv_head, queries in enumerate(inputs.queries[row].unflatten(0, (inputs.keys.shape[1], -1))):
                 mask = token <= t
-                if inputs.batch.sparse[request]:
+                if t >= inputs.batch.sparse_from[request]:
                     mask &= torch.isin(token // block, block_ids[row, kv_head])
                 keys, values = (pool[slots[mask], kv_head] for pool in (inputs.keys, inputs.values))
                 weights = (inputs.scale * (queries @ keys.T)).softmax(-1)
@@ -45,15 +45,15 @@ def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
 
 
 def random_ids(inputs: Inputs) -> torch.Tensor:
-    """Lists [T, Hkv, K_SEL] of random blocks and the current one; arbitrary integers for dense requests."""
+    """Lists [T, Hkv, K_SEL] of random blocks and the current one; arbitrary integers for dense rows."""
     selected = inputs.geometry.selected_blocks
     shape = inputs.queries.shape[0], inputs.keys.shape[1], selected
     block_ids = torch.full(shape, 2**30, dtype=torch.int32)
-    for request in torch.nonzero(inputs.batch.sparse).flatten().tolist():
+    for request in range(inputs.batch.size):
         rows, positions = inputs.batch.rows(request)
         for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
             current = t // inputs.geometry.block_size
-            for kv_head in range(shape[1]):
+            for kv_head in range(shape[1]) if t >= inputs.batch.sparse_from[request] else ():
                 count = int(torch.randint(0, min(selected - 1, current) + 1, ()))
                 chosen = torch.tensor([*torch.randperm(current)[:count].sort().values.tolist(), current])
                 block_ids[row, kv_head] = -1
@@ -86,8 +86,8 @@ def check_triton(inputs: Inputs, block_ids: torch.Tensor) -> None:
 def test_reference_is_the_definition(device, geometry, heads):
     block = geometry.block_size
     lengths, new_tokens = [1, 2 * block, 5 * block + 3, 4 * block - 1], [1, 3, 2 * block, 1]
-    sparse = [True, True, True, False]
-    inputs = Inputs(lengths, new_tokens, geometry, heads, 16, torch.float64, device, sparse)
+    sparse_from = [0, 0, 4 * block, DENSE]  # the third one inside its rows
+    inputs = Inputs(lengths, new_tokens, geometry, heads, 16, torch.float64, device, sparse_from)
     block_ids = random_ids(inputs)
     output = run(inputs, block_ids, "reference").unflatten(1, (heads[1], -1)).cpu()
     for request in range(len(lengths)):
@@ -96,7 +96,7 @@ def test_reference_is_the_definition(device, geometry, heads):
             positions, queries, keys, values = inputs.request(request, kv_head)
             for i in range(0, len(positions), 13):
                 blocks = [b for b in block_ids[rows.start + i, kv_head].tolist() if b >= 0]
-                if not sparse[request]:
+                if positions[i] < sparse_from[request]:
                     blocks = range(positions[i] // block + 1)
                 expected = brute_force.attend(queries[i], positions[i], keys, values, blocks, block, inputs.scale)
                 torch.testing.assert_close(output[rows.start + i, kv_head], expected, rtol=1e-10, atol=1e-10)
@@ -106,7 +106,7 @@ def test_reference_is_the_definition(device, geometry, heads):
 def test_sparse_is_dense_while_every_block_is_selected(device, implementation):
     inputs = Inputs([384, 130], [70, 1], SMALL, (4, 2), 16, torch.float32, device)
     sparse = run(inputs, selected_ids(inputs), implementation)
-    dense = replace(inputs.batch, sparse=torch.zeros_like(inputs.batch.sparse))
+    dense = replace(inputs.batch, sparse_from=torch.full_like(inputs.batch.sparse_from, DENSE))
     anything = torch.full((71, 2, 6), 2**30, dtype=torch.int32, device=device)
     torch.testing.assert_close(run(inputs, anything, implementation, dense), sparse, rtol=1e-5, atol=1e-6)
 
@@ -128,8 +128,8 @@ def test_triton(device, geometry, heads, dim, dtype, decode):
     block = geometry.block_size
     lengths = [1, block, block + 1, 9 * block + 5, 5 * block - 1]
     new_tokens = [1] * 5 if decode else [1, 0, 3, 9, 4]
-    sparse = [True, False, True, True, False]
-    inputs = Inputs(lengths, new_tokens, geometry, heads, dim, dtype, device, sparse)
+    sparse_from = [0, DENSE, 0, 9 * block - 1, DENSE]  # the fourth one inside its rows, if it has several
+    inputs = Inputs(lengths, new_tokens, geometry, heads, dim, dtype, device, sparse_from)
     check_triton(inputs, random_ids(inputs))
 
 
@@ -142,13 +142,13 @@ def test_triton_with_selected_blocks(device):
 def test_blocks_larger_than_a_step_of_the_loop(device):
     geometry = replace(SMALL, block_size=256, kernel_size=128, kernel_stride=64)
     for new_tokens in ([3, 2], [1, 1]):
-        inputs = Inputs([600, 260], new_tokens, geometry, (2, 1), 16, torch.bfloat16, device, [True, False])
+        inputs = Inputs([600, 260], new_tokens, geometry, (2, 1), 16, torch.bfloat16, device, [0, DENSE])
         check_triton(inputs, random_ids(inputs))
 
 
 @both
 def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
-    inputs = Inputs([620, 300, 90], [3, 2, 5], SMALL, (4, 2), 16, torch.float32, device, [True, True, False])
+    inputs = Inputs([620, 300, 90], [3, 2, 5], SMALL, (4, 2), 16, torch.float32, device, [0, 0, DENSE])
     block_ids = random_ids(inputs)
     last = inputs.batch.query_start[1:].long() - 1
     prompt = run(inputs, block_ids, implementation)
@@ -160,7 +160,7 @@ def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
 @both
 @pytest.mark.parametrize("new_tokens", [[1, 1, 1], [9, 2, 4]], ids=["decode", "prefill"])
 def test_each_request_as_if_alone(device, implementation, new_tokens):
-    inputs = Inputs([500, 200, 330], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [True, False, True])
+    inputs = Inputs([500, 200, 330], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [0, DENSE, 325])
     block_ids, queries = random_ids(inputs), inputs.queries
     together = run(inputs, block_ids, implementation)
     # Bounds need not be tight.
@@ -181,16 +181,16 @@ def test_extreme_keys(device, new_tokens, kind):
         else:
             keys[used.nonzero()[7]] *= 1e4
 
-    inputs = Inputs([100, 330], [new_tokens] * 2, SMALL, (2, 1), 16, torch.bfloat16, device, [False, True], edit)
+    inputs = Inputs([100, 330], [new_tokens] * 2, SMALL, (2, 1), 16, torch.bfloat16, device, [DENSE, 0], edit)
     check_triton(inputs, selected_ids(inputs))
 
 
 @gpu
 @real_steps
-@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "half dense"])
+@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "partly dense"])
 def test_real_sizes(device, lengths, new_tokens, dense):
-    sparse = [not dense or i % 2 == 1 for i in range(len(lengths))]
-    inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device, sparse)
+    sparse_from = [0 if not dense or i % 2 else length - 40 for i, length in enumerate(lengths)]
+    inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device, sparse_from)
     check_triton(inputs, selected_ids(inputs))
 
 

@@ -23,8 +23,9 @@ def step(inputs: Inputs, batch: PagedBatch, implementation: str = "triton") -> t
 
 
 @both
-def test_chunks_give_what_the_whole_prompt_gives(device, implementation):
-    inputs = Inputs([112], [112], TINY, (2, 1), 16, torch.float32, device)
+@pytest.mark.parametrize("sparse_from", [0, 98])
+def test_chunks_give_what_the_whole_prompt_gives(device, implementation, sparse_from):
+    inputs = Inputs([112], [112], TINY, (2, 1), 16, torch.float32, device, [sparse_from])
     inputs.compressed.fill_(torch.nan)
     whole, queries = step(inputs, inputs.batch, "reference"), inputs.queries
     inputs.compressed.fill_(torch.nan)
@@ -79,7 +80,7 @@ def test_graph_replay_is_the_eager_step(device, requests):
         order = torch.randperm(requests, device=device)
         batch.request_rows.copy_(rows[order])
         batch.kv_lens.copy_((full - shorter).clamp(min=1)[order])
-        batch.sparse.copy_(batch.kv_lens >= RELEASED.dense_len)
+        batch.sparse_from.fill_(RELEASED.dense_len - 1)
         inputs.queries.normal_()
         inputs.compressed.copy_(compressed)
         output.fill_(torch.nan)

@@ -68,15 +68,18 @@ def test_abort_of_everything(server):
     assert reasons == ["abort"] * 3
 
 
-def test_retraction_changes_no_answer(server, tiny_checkpoint):
-    """Six requests outgrow the pool together; some are retracted and prefilled again."""
+@pytest.mark.parametrize(
+    ("requests", "length", "new_tokens"),
+    [(6, 100, 220), (2, 500, 280)],
+    ids=["many short ones", "dense prompts that have gone on as sparse ones"],
+)
+def test_retraction_changes_no_answer(server, tiny_checkpoint, requests, length, new_tokens):
+    """The requests outgrow the pool together; some are retracted and prefilled again with what they had generated."""
     oracle = Oracle(tiny_checkpoint)
-    prompts = [random_prompt(100, oracle.model.config.vocab_size, seed) for seed in range(20, 26)]
-
-    # 6 · (100 + 220) tokens and their pages do not fit into the pool; 320 tokens stay below the selected length,
-    # where dense and sparse are the same.
-    answers = all_at_once(generate, server, prompts, 220)
+    prompts = [random_prompt(length, oracle.model.config.vocab_size, seed) for seed in range(20, 20 + requests)]
+    assert requests * (length + new_tokens) > POOL_TOKENS
+    answers = all_at_once(generate, server, prompts, new_tokens)
     assert sum(meta["num_retractions"] for _, meta in answers) > 0
     for prompt, (answer, _) in zip(prompts, answers, strict=True):
-        assert len(answer.tokens) == 220
+        assert len(answer.tokens) == new_tokens
         oracle.check(prompt, answer, TOLERANCE)

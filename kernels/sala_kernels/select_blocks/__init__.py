@@ -18,8 +18,8 @@ def select_blocks(
     """Select blocks per query and KV head.
 
     queries: [T, Hq, D]; heads of one group are adjacent. compressed: [pages, Hkv, page_rows, D].
-    Returns [T, Hkv, K_SEL] int32: block ids in ascending order, −1 after the last one. Rows of requests
-    that are not sparse are −1 throughout.
+    Returns [T, Hkv, K_SEL] int32: block ids in ascending order, −1 after the last one. Rows before their
+    request's ``sparse_from`` are −1 throughout.
 
     Per query t: ``LSE_h`` over visible K2 slots; ``P_c = Σ_h exp(scale·q_h·K1_c − LSE_h)`` over the heads of
     the group, rounded to the dtype of the queries; a block's score is the largest P of the windows that touch

@@ -18,15 +18,17 @@ def select_blocks(
     shape = (queries.shape[0], compressed.shape[1], geometry.selected_blocks)
     selected = torch.full(shape, -1, dtype=torch.int32, device=queries.device)
     for request in range(batch.size):
-        if not batch.sparse[request]:
-            continue
         rows, positions = batch.rows(request)
+        sparse = positions >= batch.sparse_from[request]
+        if not sparse.any():
+            continue
         pages = compressed[batch.pages(request, geometry.block_size)]
         fine, coarse = pages.transpose(0, 1).split([geometry.fine_rows, geometry.coarse_rows], dim=2)
         for chunk in torch.arange(rows.start, rows.stop).split(QUERY_CHUNK):
             at = positions[chunk - rows.start]
             scores = block_scores(queries[chunk], fine.flatten(1, 2), coarse.flatten(1, 2), at, geometry, scale)
-            selected[chunk] = top_blocks(scores, at, geometry)
+            dense = ~sparse[chunk - rows.start]
+            selected[chunk] = top_blocks(scores, at, geometry).masked_fill(dense[:, None, None], -1)
     return selected
 
 

@@ -103,7 +103,7 @@ def _coarse_lse_kernel(
     p_lse,
     p_query_start,
     p_kv_lens,
-    p_sparse,
+    p_sparse_from,
     p_request_rows,
     p_token_slots,
     token_slots_stride,
@@ -135,7 +135,7 @@ def _coarse_lse_kernel(
         tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
     )
     last = position + count - 1
-    if (count <= 0) | (last // BLOCK < K_SEL) | (tl.load(p_sparse + i_request) == 0):
+    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
         return
 
     o_m = tl.arange(0, TILE * HEADS)
@@ -183,7 +183,7 @@ def _score_kernel(
     p_scores,
     p_query_start,
     p_kv_lens,
-    p_sparse,
+    p_sparse_from,
     p_request_rows,
     p_token_slots,
     token_slots_stride,
@@ -221,7 +221,7 @@ def _score_kernel(
         tl.program_id(0), p_query_start, p_kv_lens, requests, first_row, rows, TILE
     )
     last = position + count - 1
-    if (count <= 0) | (last // BLOCK < K_SEL) | (tl.load(p_sparse + i_request) == 0):
+    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
         return
 
     b_queries = load_queries(

@@ -75,7 +75,7 @@ def _rank_kernel(
     p_selected,
     p_query_start,
     p_kv_lens,
-    p_sparse,
+    p_sparse_from,
     p_request_rows,
     p_token_slots,
     token_slots_stride,
@@ -105,7 +105,7 @@ def _rank_kernel(
     p_output = p_selected + i_row.to(tl.int64) * selected_row_stride + i_kv_head * selected_head_stride
     o_rank = tl.arange(0, K_SEL_PADDED)
     current = position // BLOCK
-    sparse = tl.load(p_sparse + i_request) != 0
+    sparse = position >= tl.load(p_sparse_from + i_request)
     if (current < K_SEL) | (sparse == 0):
         b_all = tl.where(sparse & (o_rank <= current), o_rank, -1)
         tl.store(p_output + o_rank * selected_stride, b_all, mask=o_rank < K_SEL)

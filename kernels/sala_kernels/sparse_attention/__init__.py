@@ -20,10 +20,10 @@ def sparse_attention(
     """Attend to the tokens of the selected blocks that are not after the query.
 
     queries: [T, Hq, D]; heads of one group are adjacent. keys, values: [pool slots, Hkv, D].
-    block_ids: [T, Hkv, K_SEL] int32 as select_blocks returns it; read only for sparse requests, whose rows
-    hold at least the current block. Other requests attend to all their blocks. Returns [T, Hq, D] in the
-    dtype of the queries; softmax and sums are float32 or better. Raises ValueError or TypeError on a shape
-    or dtype that does not fit.
+    block_ids: [T, Hkv, K_SEL] int32 as select_blocks returns it; read only for rows from their request's
+    ``sparse_from`` on, which hold at least the current block. Rows before it attend to all blocks. Returns
+    [T, Hq, D] in the dtype of the queries; softmax and sums are float32 or better. Raises ValueError or
+    TypeError on a shape or dtype that does not fit.
     """
     sizes = check_shapes(
         {"K_SEL": geometry.selected_blocks},

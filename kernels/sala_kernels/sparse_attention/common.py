@@ -79,15 +79,15 @@ def count_ids(
     p_list,
     row_stride,
     id_stride,
-    sparse,
+    m_sparse,
     rows,
     TILE: tl.constexpr,
     K_SEL: tl.constexpr,
     K_SEL_PADDED: tl.constexpr,
 ):
-    """Number of block ids of the first ``rows`` rows from ``p_list``, [TILE] int32; 0, unread, if not ``sparse``."""
+    """Number of block ids of each of ``rows`` rows at ``p_list``, [TILE] int32; 0, unread, where not ``m_sparse``."""
     o_row, o_id = tl.arange(0, TILE), tl.arange(0, K_SEL_PADDED)
-    m_id = sparse & (o_row < rows)[:, None] & (o_id < K_SEL)[None, :]
+    m_id = (m_sparse & (o_row < rows))[:, None] & (o_id < K_SEL)[None, :]
     b_ids = tl.load(p_list + o_row.to(tl.int64)[:, None] * row_stride + o_id[None, :] * id_stride, mask=m_id, other=-1)
     return tl.sum((b_ids >= 0).to(tl.int32), 1)
 

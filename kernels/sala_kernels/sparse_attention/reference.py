@@ -26,8 +26,9 @@ def sparse_attention(
         token = torch.arange(len(slots), device=queries.device)
         for chunk in torch.arange(rows.start, rows.stop).split(QUERY_CHUNK):
             mask = (token <= positions[chunk - rows.start][:, None])[:, None]
-            if batch.sparse[request]:
-                mask = mask & _selected(block_ids[chunk], token // geometry.block_size)
+            sparse = (positions[chunk - rows.start] >= batch.sparse_from[request])[:, None, None]
+            listed = block_ids[chunk].where(sparse, -1)
+            mask = mask & (~sparse | _selected(listed, token // geometry.block_size))
             grouped = queries[chunk].to(work).unflatten(1, (k.shape[1], -1))
             logits = scale * torch.einsum("tkgd,lkd->tkgl", grouped, k)
             weights = logits.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1)

@@ -49,7 +49,7 @@ def _tiles_kernel(
     p_output,
     p_query_start,
     p_kv_lens,
-    p_sparse,
+    p_sparse_from,
     p_request_rows,
     p_token_slots,
     token_slots_stride,
@@ -86,11 +86,11 @@ def _tiles_kernel(
     )
     if count <= 0:
         return
-    sparse = tl.load(p_sparse + i_request) != 0
-    p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
-    b_listed = count_ids(p_list, ids_token_stride, ids_stride, sparse, count, TILE, K_SEL, K_SEL_PADDED)
     o_query = tl.arange(0, TILE)
-    m_all = (o_query < count) & attends_to_all(sparse, b_listed, position + o_query, BLOCK)
+    m_sparse = position + o_query >= tl.load(p_sparse_from + i_request)
+    p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
+    b_listed = count_ids(p_list, ids_token_stride, ids_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED)
+    m_all = (o_query < count) & attends_to_all(m_sparse, b_listed, position + o_query, BLOCK)
     last = tl.max(tl.where(m_all, position + o_query, -1), 0)
     if last < 0:
         return

@@ -1,6 +1,6 @@
 """sparse_attention on a GPU: online softmax over the listed blocks of a row, or over all blocks of a tile of rows.
 
-Rows that attend to every block up to their own, because their request is dense or the list names them all, share
+Rows that attend to every block up to their own, because they are dense or the list names them all, share
 keys and values in tiles. Every other row, and every row of a decode step, has a program of its own; a decode
 step splits the blocks over several and merges their results.
 """
@@ -86,7 +86,7 @@ def _rows_kernel(
     p_lse,
     p_query_start,
     p_kv_lens,
-    p_sparse,
+    p_sparse_from,
     p_request_rows,
     p_token_slots,
     token_slots_stride,
@@ -125,9 +125,10 @@ def _rows_kernel(
     )
     if count <= 0:
         return
-    sparse = tl.load(p_sparse + i_request) != 0
+    sparse_from = tl.load(p_sparse_from + i_request)
+    sparse, m_sparse = position >= sparse_from, position + tl.arange(0, TILE) >= sparse_from
     p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
-    listed = tl.sum(count_ids(p_list, ids_token_stride, ids_stride, sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
+    listed = tl.sum(count_ids(p_list, ids_token_stride, ids_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
     if not PARTIAL and attends_to_all(sparse, listed, position, BLOCK):
         return
 
