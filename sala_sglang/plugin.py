@@ -185,6 +185,7 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     _check_hooks()
     _check_arguments(server_args, config)
     options.dense_len_tokens(config)
+    options.snapshot_spacing_tokens()
     _declare_sizes(server_args, config)
     previous(server_args)
     if resolution_result(server_args, "attention_backend") != BACKEND:

@@ -10,6 +10,10 @@ prompts carry a mark there.
 rows take a part of a mixed step. SGLang counts the depth of the next snapshot from there, inserts it with the whole
 pages below, and so pairs them with a state of some tokens more. So chunks are cut at pages, and where a cut would leave
 nothing of a chunk, what follows leaves no snapshot.
+
+**Snapshots are few.** Each takes as much memory as thousands of tokens. A prompt leaves one at its end, one where it
+parts from prompts that came before, and in between one per ``SALA_SNAPSHOT_SPACING`` tokens, at the end of the chunk
+that passes them.
 """
 
 from array import array
@@ -31,14 +35,14 @@ def hooks(config: SALAConfig) -> dict[str, Any]:
     """SGLang's functions and what runs around them."""
     geometry = config.sparse_geometry
     kinds = PromptKinds(options.dense_len_tokens(config), geometry.selected_blocks * geometry.block_size)
-    return kinds.hooks() | WholePages(geometry.block_size).hooks()
+    return kinds.hooks() | Snapshots(geometry.block_size, options.snapshot_spacing_tokens()).hooks()
 
 
-class WholePages:
-    """Prefill chunks end where pages of ``page_size`` tokens end, and so do snapshots."""
+class Snapshots:
+    """Prefill chunks end where pages of ``page_size`` tokens end, and so do snapshots, ``spacing`` tokens apart."""
 
-    def __init__(self, page_size: int):
-        self.page_size = page_size
+    def __init__(self, page_size: int, spacing: int):
+        self.page_size, self.spacing = page_size, spacing
 
     def hooks(self) -> dict[str, Any]:
         return {
@@ -51,11 +55,21 @@ class WholePages:
         adder.mamba_chunk_grid = max(adder.mamba_chunk_grid, self.page_size)
 
     def track(self, original, batch, request):
+        """SGLang's choice of a snapshot for the next chunk of a request, or none."""
         entry = original(batch, request)
-        if request.prefix_len % self.page_size == 0:
+        if not entry.track_mask or self.wanted(request, request.kv.mamba_last_track_seqlen):
             return entry
         request.kv.mamba_last_track_seqlen = None
         return entry._replace(track_mask=False, track_seqlen=-1)
+
+    def wanted(self, request, depth: int) -> bool:
+        """Whether the chunk of ``request`` that is computed next shall leave a snapshot at ``depth`` tokens."""
+        begin = request.prefix_len
+        if begin % self.page_size:
+            return False
+        left = len(request.origin_input_ids) + len(request.output_ids) - depth
+        passes = depth // self.spacing > begin // self.spacing
+        return passes or left < self.page_size or depth == request.mamba_branching_seqlen
 
 
 class PromptKinds:

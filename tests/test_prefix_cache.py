@@ -9,7 +9,7 @@ import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sala_sglang import hf, options
-from sala_sglang.prefix_cache import PromptKinds, WholePages
+from sala_sglang.prefix_cache import PromptKinds, Snapshots
 
 hf.register()  # SGLang's import above took the model's type for its own configuration
 
@@ -69,7 +69,7 @@ def test_requests_outside_a_checkpoint_are_inserted_as_they_are():
 
 def test_chunks_are_cut_at_pages():
     adder = SimpleNamespace()
-    WholePages(64).cut_at_pages(lambda adder, grid: setattr(adder, "mamba_chunk_grid", grid), adder, 1)
+    Snapshots(64, 8192).cut_at_pages(lambda adder, grid: setattr(adder, "mamba_chunk_grid", grid), adder, 1)
     assert adder.mamba_chunk_grid == 64
 
 
@@ -79,12 +79,38 @@ class Entry(NamedTuple):
     track_seqlen: int
 
 
-@pytest.mark.parametrize(("prefix", "kept"), [(0, True), (128, True), (189, False)])
-def test_a_snapshot_needs_a_page_to_start_from(prefix, kept):
-    request = SimpleNamespace(prefix_len=prefix, kv=SimpleNamespace(mamba_last_track_seqlen=prefix + 128))
-    entry = WholePages(64).track(lambda batch, request: Entry(True, 1, prefix + 128), None, request)
-    assert entry == (Entry(True, 1, prefix + 128) if kept else Entry(False, 1, -1))
-    assert request.kv.mamba_last_track_seqlen == (prefix + 128 if kept else None)
+# (tokens before the chunk, tokens of the chunk in whole pages, where prompts part, whether a snapshot is left)
+CHUNKS = {
+    "passes a multiple of the spacing": (192, 128, None, True),
+    "between two multiples": (256, 128, None, False),
+    "ends on a multiple": (384, 128, None, True),
+    "leaves less than a page of the prompt": (896, 64, None, True),
+    "leaves a page of the prompt": (832, 64, None, False),
+    "prompts part there": (256, 64, 320, True),
+    "starts inside a page": (189, 128, None, False),
+}
+
+
+@pytest.mark.parametrize(("prefix", "tokens", "parting", "kept"), CHUNKS.values(), ids=CHUNKS)
+def test_chunks_that_leave_a_snapshot(prefix, tokens, parting, kept):
+    depth = prefix + tokens
+    request = SimpleNamespace(
+        prefix_len=prefix,
+        origin_input_ids=range(900),
+        output_ids=range(100),  # retracted: prefilled again
+        mamba_branching_seqlen=parting,
+        kv=SimpleNamespace(mamba_last_track_seqlen=depth),
+    )
+    entry = Snapshots(64, spacing=256).track(lambda batch, request: Entry(True, 1, depth), None, request)
+    assert entry == (Entry(True, 1, depth) if kept else Entry(False, 1, -1))
+    assert request.kv.mamba_last_track_seqlen == (depth if kept else None)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "4K", ""])
+def test_impossible_spacing_is_refused(monkeypatch, value):
+    monkeypatch.setenv("SALA_SNAPSHOT_SPACING", value)
+    with pytest.raises(ValueError, match=f"SALA_SNAPSHOT_SPACING = '{value}' .* allowed: a positive number"):
+        options.snapshot_spacing_tokens()
 
 
 def test_a_retracted_request_keeps_the_kind_of_its_prompt():

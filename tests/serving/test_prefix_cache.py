@@ -6,7 +6,7 @@ from serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # as in test_equality
 NEW_TOKENS = 4
-PAGE, CHUNK = 64, 128
+PAGE, CHUNK, SPACING = 64, 128, 384
 SELECTED_TOKENS, DENSE_LEN = 384, 512  # of the tiny checkpoint
 POOL_TOKENS = 4096
 
@@ -17,7 +17,7 @@ def server(start_server):
         f"--dtype float32 --chunked-prefill-size {CHUNK} --max-running-requests 4 --max-mamba-cache-size 40 "
         f"--max-total-tokens {POOL_TOKENS}"
     )
-    with start_server(*arguments.split()) as running:
+    with start_server(*arguments.split(), environment={"SALA_SNAPSHOT_SPACING": str(SPACING)}) as running:
         yield running
 
 
@@ -65,14 +65,14 @@ def test_partial_hit(ask, common):
     first = tokens(1000, seed=2)
     ask(first)
     cached, _ = ask(first[:common] + tokens(1100, seed=3)[common:])
-    assert cached == common // CHUNK * CHUNK
+    assert cached == common // SPACING * SPACING
 
 
 def test_branching_points_get_a_snapshot(ask):
     common = tokens(600, seed=4)
     hits = [ask(common + tokens(300, seed))[0] for seed in (5, 6, 7)]
-    # The first leaves snapshots at chunks, the second one where it left the first, at the last page before it.
-    assert hits == [0, 600 // CHUNK * CHUNK, 600 // PAGE * PAGE]
+    # The first leaves some on its way, the second one where it left the first, at the last page before it.
+    assert hits == [0, 600 // SPACING * SPACING, 600 // PAGE * PAGE]
 
 
 def test_next_turn_of_a_conversation(ask):
