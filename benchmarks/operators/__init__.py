@@ -1,0 +1,1 @@
+"""The parts of benchmarks/kernels.py: sizes, inputs, floors, cases, timing, checks and the report."""

@@ -1,0 +1,132 @@
+"""The run: chooses rows, builds, checks and times one case after the other, and reports."""
+
+import argparse
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from . import lightning, row_wise, sparse
+from .cases import Case, Choice, Work, has
+from .inputs import Setting
+from .report import Results, Row, gb_per_s, verdicts
+from .sizes import RELEASED, TINY, Sizes
+from .timing import measure
+
+Rows = dict[str, Choice | None]
+
+
+def all_cases(sizes: Sizes) -> list[Case]:
+    """Every case but the ceilings."""
+    return [*sparse.cases(sizes), *lightning.cases(sizes), *row_wise.cases(sizes)]
+
+
+def main(description: str) -> int:
+    """Command line; returns 1 if a case failed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
+    parser.add_argument("--only", type=words, default=[], help="rows whose line contains one of these words")
+    parser.add_argument("--implementations", type=words, default=[], help="default: the ones that serve")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: shapes and formulas, no speed")
+    options = parser.parse_args()
+    if not options.dry_run and not torch.cuda.is_available():
+        parser.error("no GPU found; --dry-run needs none")
+    sizes, device = (TINY, torch.device("cpu")) if options.dry_run else (RELEASED, torch.device("cuda"))
+    try:
+        chosen = choose(all_cases(sizes), options.only, options.implementations, device)
+        results = Results(options.output, device)
+    except ValueError as error:
+        parser.error(str(error))
+    run = Run(Setting(sizes, device, cache_bytes(device)), results)
+    run.all(chosen)
+    print("\n".join(["", *verdicts(run.rows)]))
+    if run.failed:
+        print(f"failed: {'; '.join(run.failed)}", file=sys.stderr)
+    return 1 if run.failed else 0
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def cache_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+
+
+def choose(cases: list[Case], only: list[str], names: list[str], device: torch.device) -> list[tuple[Case, Rows]]:
+    """The rows whose titles contain one of the words; all without words. ValueError for what leaves nothing."""
+    for name in names:
+        if not any(has(operator, name) for case in cases for operator in case.operators):
+            raise ValueError(f"--implementations: no operator has {name!r}")
+    rows = [(case, case.rows(names, device)) for case in cases]
+    titles = [case.title(name) for case, found in rows for name in found]
+    for word in only:
+        if not any(word in title for title in titles):
+            raise ValueError("\n".join([f"--only: no row has {word!r}; allowed are parts of:", *titles]))
+    wanted = {title for title in titles if not only or any(word in title for word in only)}
+    kept = [(case, {name: how for name, how in found.items() if case.title(name) in wanted}) for case, found in rows]
+    return [(case, found) for case, found in kept if found]
+
+
+@dataclass
+class Run:
+    """Measures cases and keeps their rows. A case that fails is reported, and the others go on."""
+
+    setting: Setting
+    results: Results
+    rows: list[Row] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    copy_gb_per_s: float = 0.0
+
+    def all(self, chosen: list[tuple[Case, Rows]]) -> None:
+        """The ceilings, then the chosen rows."""
+        start = time.perf_counter()
+        for ceiling in row_wise.ceilings(self.setting.sizes):
+            self.case(ceiling, ceiling.rows([], self.setting.device))
+        if not self.copy_gb_per_s:
+            raise RuntimeError("the copy bandwidth, to which all rows refer, was not measured")
+        for case, rows in chosen:
+            self.case(case, rows)
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+
+    def case(self, case: Case, rows: Rows) -> None:
+        try:
+            if self.setting.device.type == "cuda":
+                torch.cuda.empty_cache()  # of the pools of the case before
+            torch.manual_seed(0)  # the same inputs whichever cases are chosen
+            work = case.build(self.setting)
+        except Exception:  # time on a GPU is too scarce to lose the other cases
+            self.fail(f"{case.operator} {case.name}")
+            return
+        for name, choice in rows.items():
+            try:
+                self.row(case, work, name, choice)
+            except Exception:
+                self.fail(case.title(name))
+
+    def row(self, case: Case, work: Work, name: str, choice: Choice | None) -> None:
+        device = self.setting.device
+        if choice is None:
+            try:
+                calls = work.peers[name]()
+            except ImportError as error:
+                print(f"{case.title(name)} left out: {error}", flush=True)
+                return
+        else:
+            work.check(choice)
+            calls = work.calls(choice)
+        timing = measure(calls, case.captured, device)
+        if case.operator == "copy":
+            self.copy_gb_per_s = gb_per_s(work.floor, timing)
+        row = Row(case, name, timing, work.floor, self.copy_gb_per_s)
+        self.rows.append(row)
+        self.results.append(row)
+        print(row.line(), flush=True)
+
+    def fail(self, title: str) -> None:
+        self.failed.append(title)
+        print(f"{title} failed", file=sys.stderr)
+        traceback.print_exc()
