@@ -37,14 +37,17 @@ def check_groups(query_heads: int, kv_heads: int) -> None:
         raise ValueError(f"query heads {query_heads} must be a multiple of KV heads {kv_heads}")
 
 
-def implementation_of(operator: str, name: str | None, tensor: torch.Tensor) -> ModuleType:
+def implementation_of(
+    operator: str, name: str | None, tensor: torch.Tensor, names: tuple[str, ...] = ("reference", "triton")
+) -> ModuleType:
     """The module that computes ``operator``: ``name`` if given, else Triton on CUDA and the reference elsewhere.
 
-    An explicit name never falls back. Raises ValueError for an unknown one.
+    ``names`` are the implementations that the operator has. An explicit name never falls back. Raises ValueError
+    for another one.
     """
     chosen = name or default_implementation(tensor.device)
-    if chosen not in ("reference", "triton"):
-        raise ValueError(f"implementation: got {chosen!r}, allowed are 'reference' and 'triton'")
+    if chosen not in names:
+        raise ValueError(f"implementation: got {chosen!r}, allowed are {' and '.join(map(repr, names))}")
     return importlib.import_module(f"{operator}.{chosen}")
 
 

@@ -6,7 +6,7 @@ import brute_force
 import pytest
 import torch
 from paging import DENSE
-from sala_kernels.select_blocks import reference, select_blocks
+from sala_kernels.select_blocks import reference, select_blocks, streamed
 from sala_kernels.select_blocks import scores as score_kernels
 from sala_kernels.select_blocks import triton as selection
 from sparse_inputs import (
@@ -15,7 +15,6 @@ from sparse_inputs import (
     SMALL,
     TINY,
     Inputs,
-    both,
     geometries,
     gpu,
     one_request,
@@ -27,6 +26,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:divide by zero encountered in log2",  # the logarithm of no slots
     "ignore:overflow encountered in exp2",  # a weight above every number
 )
+KERNELS = ["triton", "streamed"]
+kernels = pytest.mark.parametrize("implementation", KERNELS)
+every = pytest.mark.parametrize("implementation", ["reference", *KERNELS])
 # Around the ends of windows and blocks, and around the K_SEL-th block of SMALL (384 tokens).
 LENGTHS = [1, 31, 63, 64, 128, 383, 384, 385, 449, 600]
 
@@ -126,7 +128,7 @@ def test_number_of_forced_blocks(t, forced):
     assert len(brute_force.forced_blocks(t, RELEASED)) == forced
 
 
-@both
+@every
 @pytest.mark.parametrize(("t", "causal"), [(6143, 96), (6144, 97)])
 def test_first_row_that_leaves_a_block_out(device, implementation, t, causal):
     inputs = Inputs([t + 1], [1], RELEASED, (2, 1), 16, torch.float32, device)
@@ -136,7 +138,7 @@ def test_first_row_that_leaves_a_block_out(device, implementation, t, causal):
     assert set(taken) >= {0, *range(causal - 33, causal)}
 
 
-@both
+@every
 def test_forced_blocks_alone(device, implementation):
     # With room for the forced blocks only, no score matters.
     geometry = replace(RELEASED, selected_blocks=34)
@@ -145,7 +147,7 @@ def test_forced_blocks_alone(device, implementation):
     assert [ids(row) for row in run(inputs, implementation)[:, 0]] == expected
 
 
-@both
+@every
 def test_without_a_normaliser_the_first_blocks_win(device, implementation):
     # A K2 window is four blocks long here, and three of four blocks are taken: no K2 slot is visible, all scores are 0.
     inputs = Inputs([62], [14], GEOMETRIES["no initial block"], (2, 1), 16, torch.float32, device)
@@ -165,23 +167,25 @@ def test_without_a_normaliser_the_first_blocks_win(device, implementation):
         ("nothing free", (2, 1), torch.float32),
     ],
 )
-def test_triton(device, geometry, heads, dtype):
+@kernels
+def test_kernels(device, implementation, geometry, heads, dtype):
     geometry = GEOMETRIES[geometry]
     block = geometry.block_size
     lengths, new_tokens = [block * 9, 3, block * 6 + 2, block * 12 + 7, 3 * block], [3, 3, 4, 1, 0]
     sparse_from = [0, 0, block * 6, 0, DENSE]  # the third one inside its rows
     inputs = Inputs(lengths, new_tokens, geometry, heads, 32, dtype, device, sparse_from)
-    check_selection(inputs, run(inputs, "triton"))
+    check_selection(inputs, run(inputs, implementation))
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_triton_at_the_ends_of_windows_and_blocks(device, rows):
+@kernels
+def test_kernels_at_the_ends_of_windows_and_blocks(device, implementation, rows):
     sparse_from = [0, DENSE] * 3 + [0] * 4
     inputs = Inputs(LENGTHS, [1] + [rows] * 9, SMALL, (2, 1), 16, torch.bfloat16, device, sparse_from)
-    check_selection(inputs, run(inputs, "triton"))
+    check_selection(inputs, run(inputs, implementation))
 
 
-@both
+@every
 def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
     inputs = Inputs([620, 500], [7, 5], SMALL, (2, 1), 16, torch.float32, device)
     last = inputs.batch.query_start[1:].long() - 1
@@ -192,7 +196,7 @@ def test_decode_step_is_the_last_row_of_the_prompt(device, implementation):
     assert torch.equal(run(inputs, implementation, step), prompt[last])
 
 
-@both
+@every
 @pytest.mark.parametrize("new_tokens", [[1, 1, 1], [9, 1, 4]], ids=["decode", "prefill"])
 def test_each_request_as_if_alone(device, implementation, new_tokens):
     inputs = Inputs([700, 450, 560], new_tokens, SMALL, (2, 1), 16, torch.bfloat16, device, [694, 0, 0])
@@ -206,19 +210,24 @@ def test_each_request_as_if_alone(device, implementation, new_tokens):
 
 
 @pytest.mark.parametrize("new_tokens", [5, 1])
-def test_loops_that_take_many_steps(device, monkeypatch, new_tokens):
+@kernels
+def test_loops_that_take_many_steps(device, implementation, monkeypatch, new_tokens):
     # At their real sizes the loops take one step over contexts as short as these.
     monkeypatch.setattr(selection, "SCORE_BYTES", 4 * 32 * 4)  # scratch for four rows
     monkeypatch.setattr(selection, "RANK_BLOCKS", 8)
     monkeypatch.setattr(score_kernels, "TILE_SLOTS", 16)
     monkeypatch.setattr(score_kernels, "LSE_SPLITS", 2)
     monkeypatch.setattr(score_kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(streamed, "SCORE_BYTES", 8 * 32 * 4)
+    monkeypatch.setattr(streamed, "TILE_SLOTS", 16)
+    monkeypatch.setattr(streamed, "PROGRAMS", 2)
+    monkeypatch.setattr(streamed, "SHORT_BLOCKS", 8)
     geometry = replace(TINY, selected_blocks=18)
     inputs = Inputs([510, 400], [new_tokens, 1], geometry, (2, 1), 16, torch.float32, device)
-    check_selection(inputs, run(inputs, "triton"))
+    check_selection(inputs, run(inputs, implementation))
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("geometry", "length", "loud"),
     [(SMALL, 769, slice(704, 768)), (GEOMETRIES["no local block"], 150, slice(144, 148))],
@@ -232,7 +241,7 @@ def test_slots_that_a_later_row_of_the_tile_completes(device, implementation, ge
     check_selection(inputs, run(inputs, implementation))
 
 
-@both
+@every
 def test_equal_scores_go_to_the_lowest_blocks(device, monkeypatch, implementation):
     monkeypatch.setattr(selection, "RANK_BLOCKS", 2)
     geometry = replace(SMALL, selected_blocks=8)  # four free ones
@@ -244,7 +253,7 @@ def test_equal_scores_go_to_the_lowest_blocks(device, monkeypatch, implementatio
     assert run(inputs, implementation).tolist() == [[[0, 1, 2, 3, 4, 13, 14, 15]] * 2] * 2
 
 
-@both
+@every
 def test_scores_above_the_threshold_come_before_equal_ones(device, monkeypatch, implementation):
     monkeypatch.setattr(selection, "RANK_BLOCKS", 2)
     geometry = replace(SMALL, selected_blocks=8)
@@ -258,7 +267,7 @@ def test_scores_above_the_threshold_come_before_equal_ones(device, monkeypatch, 
 
 
 @pytest.mark.parametrize("factor", [100.0, 1e4])
-@both
+@every
 def test_one_huge_key(device, implementation, factor):
     def huge(keys):
         keys[(~keys.isnan()).flatten(1).all(1).nonzero()[200]] *= factor
@@ -269,9 +278,10 @@ def test_one_huge_key(device, implementation, factor):
 
 @gpu
 @real_steps
-def test_real_sizes(device, lengths, new_tokens):
+@kernels
+def test_real_sizes(device, implementation, lengths, new_tokens):
     inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device)
-    check_selection(inputs, run(inputs, "triton"))
+    check_selection(inputs, run(inputs, implementation))
 
 
 def test_forced_blocks_come_before_infinite_scores():
