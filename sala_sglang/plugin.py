@@ -250,6 +250,13 @@ def _create_sparse_backend(runner: Any):
         if not isinstance(found, expected):
             raise RuntimeError(f"sala-sglang would not serve: the {what} is {type(found)}, expected {expected}")
     logger.info("MiniCPM-SALA is served by sala-sglang")
+    context = runner.model_config.context_len
+    if pool.size < context:
+        logger.warning(
+            "KV pages for %d tokens are fewer than the context of %d: longer requests will be refused. Raise "
+            "--mem-fraction-static or --max-total-tokens, lower --max-mamba-cache-size, or lower --context-length",
+            *(pool.size, context),
+        )
     return SparseBackend(runner)
 
 

@@ -11,6 +11,7 @@ import torch
 from sala_kernels.layout import SparseGeometry
 from sala_kernels.select_blocks import select_blocks
 
+from benchmarks.memory import memory_bytes
 from benchmarks.operators import floors, row_wise
 from benchmarks.operators.cases import Case, Target, Work
 from benchmarks.operators.checks import check_rows, check_selection, sampled_rows
@@ -20,6 +21,7 @@ from benchmarks.operators.report import COLUMNS, Results, Row, verdicts
 from benchmarks.operators.run import Run, all_cases, choose
 from benchmarks.operators.sizes import RELEASED, TINY
 from benchmarks.operators.timing import Timing
+from sala_sglang.config import SALAConfig
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -273,3 +275,11 @@ def test_every_case_on_a_gpu(tmp_path):
     run.all(chosen)
     assert not run.failed
     assert [row.timing.method for row in run.rows[2:]] == ["graph" if case.captured else "events" for case, _ in chosen]
+
+
+def test_memory_of_the_released_model():
+    sizes = memory_bytes(SALAConfig(), context=2**20, requests=3, chunk=8192)
+    assert sizes["weights"] == 2 * 9_477_203_968
+    assert sizes["keys and values"] == 3 * 2**20 * 8192 and sizes["compressed keys"] == 3 * 2**20 * 320
+    assert sizes["states of running requests"] == 3 * 5 * 48 * 2**20
+    assert sizes["snapshots of their prompts"] == 3 * 128 * 48 * 2**20

@@ -50,6 +50,10 @@ def tokens(length: int, seed: int) -> list[int]:
     return random_prompt(length, 500, seed)
 
 
+def test_a_pool_smaller_than_the_context_is_said(server):
+    assert f"KV pages for {POOL_TOKENS} tokens are fewer than the context of" in server.log
+
+
 @pytest.mark.parametrize("length", [63, 64, 65, 129, 500, 1000])
 def test_full_hit(ask, length):
     prompt = tokens(length, seed=1)
