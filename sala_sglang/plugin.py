@@ -28,6 +28,7 @@ from typing import Any
 
 from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache
 from sala_sglang.config import SALAConfig
+from sala_sglang.sharding import check_tensor_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
     ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
     ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "the kernels read keys and values of the model's dtype"),
     ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
+    ("attn_cp_size", (1,), "a rank selects among all tokens of a request"),
+    ("dcp_size", (1,), "a rank selects among all tokens of a request"),
     ("enable_unified_memory", (False,), "pages and states come from separate pools"),
     ("enable_int8_mamba_checkpoint", (False,), "state snapshots are float32"),
 )
@@ -216,6 +219,7 @@ def _check_arguments(server_args: Any, config: SALAConfig) -> None:
         if value not in allowed:
             shown = ", ".join(map(repr, allowed))
             raise ValueError(f"MiniCPM-SALA: {field} = {value!r} is not supported ({reason}); allowed: {shown}")
+    check_tensor_parallel(config, resolution_result(server_args, "tp_size"))
     block = config.sparse_geometry.block_size
     if resolution_result(server_args, "page_size") not in (None, block):
         value = resolution_result(server_args, "page_size")

@@ -11,6 +11,17 @@ PUBLISHED = (
     "--trust-remote-code --disable-radix-cache {backend} --chunked-prefill-size 8192 --max-running-requests 32 "
     "--skip-server-warmup --port 31111 --dense-as-sparse"
 )
+# Arguments and what is allowed instead.
+REFUSED = {
+    "--attention-backend triton": "'sala'",
+    "--page-size 16": "64",
+    "--pp-size 2": "1",
+    "--tp-size 3": "1, 2, 4 (",
+    "--attn-cp-size 2 --tp-size 2": "1",
+    "--dcp-size 2 --tp-size 2": "1",
+    "--kv-cache-dtype fp8_e4m3": "'auto'",
+    "--disaggregation-mode decode": "'null'",
+}
 RESOLVE = """
 import json, os, sys
 from sglang.srt.plugins import load_plugins
@@ -73,32 +84,17 @@ def test_published_lines_and_defaults_reach_our_backend(served):
         assert found["disable_radix_cache"] is True and found["dense_as_sparse"] == "1"
 
 
-@pytest.mark.parametrize(
-    "field, value, allowed",
-    [
-        ("--attention-backend", "triton", "'sala'"),
-        ("--page-size", "16", "64"),
-        ("--pp-size", "2", "1"),
-        ("--kv-cache-dtype", "fp8_e4m3", "'auto'"),
-        ("--disaggregation-mode", "decode", "'null'"),
-    ],
-)
-def test_arguments_that_cannot_be_served_are_refused(served, refusals, field, value, allowed):
-    error = refusals[field]
-    assert field[2:].replace("-", "_") in error and value in error and allowed in error
-
-
 @pytest.fixture(scope="module")
 def refusals(served) -> dict[str, str]:
-    lines = {
-        "--attention-backend": "triton",
-        "--page-size": "16",
-        "--pp-size": "2",
-        "--kv-cache-dtype": "fp8_e4m3",
-        "--disaggregation-mode": "decode",
-    }
-    results = resolve([f"{served} {field} {value}" for field, value in lines.items()])
-    return {field: found.get("error", "no error") for field, found in zip(lines, results, strict=True)}
+    results = resolve([f"{served} {arguments}" for arguments in REFUSED])
+    return {arguments: found.get("error", "no error") for arguments, found in zip(REFUSED, results, strict=True)}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
+    field, value = arguments.split()[:2]
+    error = refusals[arguments]
+    assert field[2:].replace("-", "_") in error and value in error and f"allowed: {REFUSED[arguments]}" in error
 
 
 def test_switch_leaves_sglang_alone(served):

@@ -22,6 +22,7 @@ from torch import nn
 from sala_sglang.config import SPARSE, SALAConfig
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.plugin import prepare_worker
+from sala_sglang.sharding import check_tensor_parallel
 
 
 class MLP(nn.Module):
@@ -204,7 +205,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
     def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
         super().__init__()
         prepare_worker(config)
-        check_parallel(config, get_parallel().attn_tp_size)
+        check_tensor_parallel(config, get_parallel().attn_tp_size)
         self.config = config
         self.quant_config = quant_config
         self.model = MiniCPMSALAModel(config, quant_config, add_prefix("model", prefix))
@@ -226,18 +227,6 @@ class MiniCPMSALAForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.weight_loader.load(self, weights)
-
-
-def check_parallel(config: SALAConfig, ranks: int) -> None:
-    """Raise ValueError unless the heads divide over ``ranks`` tensor-parallel ranks."""
-    for field in ("num_attention_heads", "lightning_nh", "intermediate_size"):
-        if getattr(config, field) % ranks:
-            raise ValueError(f"tensor-parallel size {ranks} must divide {field} = {getattr(config, field)}")
-    kv_heads = config.num_key_value_heads
-    if kv_heads % ranks and ranks % kv_heads:
-        raise ValueError(
-            f"tensor-parallel size {ranks} must divide num_key_value_heads = {kv_heads} or be its multiple"
-        )
 
 
 EntryClass = MiniCPMSALAForCausalLM
