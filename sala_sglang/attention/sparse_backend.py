@@ -77,10 +77,12 @@ class SparseBackend(AttentionBackend):
         part of a group, so for the selection it gathers the rest; ranks with the same KV head then select
         from equal inputs.
         """
-        local_heads = queries.shape[1]
-        if local_heads >= self.heads_per_group:
+        ranks = self.heads_per_group // queries.shape[1]
+        if ranks <= 1:
             return queries
         parallel = get_parallel()
-        everywhere = parallel.attn_tp_group.all_gather(queries.contiguous(), dim=1)
-        first = parallel.attn_tp_rank * local_heads // self.heads_per_group * self.heads_per_group
-        return everywhere[:, first : first + self.heads_per_group]
+        # Along dimension 0 SGLang returns what the ranks sent as it is; only the group's part is then rearranged.
+        everywhere = parallel.attn_tp_group.all_gather(queries.contiguous(), dim=0)
+        first = parallel.attn_tp_rank // ranks * ranks
+        group = everywhere.view(-1, *queries.shape)[first : first + ranks]
+        return group.transpose(0, 1).flatten(1, 2)

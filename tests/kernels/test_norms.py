@@ -4,7 +4,7 @@ import pytest
 import torch
 from interpreter import repair_bfloat16
 from paging import relative_error
-from sala_kernels.gated_norm import gated_norm
+from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.scaled_add_norm import scaled_add_norm
 
 repair_bfloat16()
@@ -100,15 +100,40 @@ def check_scaled_add_norm(tokens, width, dtype, device):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
-def test_given_mean_square_joins_the_shards_of_a_row(device, implementation):
+def test_parts_of_a_row_join_by_the_sum_of_their_mean_squares(device, implementation):
     x, gate, weight = make_rows(3, 64, torch.float32, device)
     whole = gated_norm(x, gate, weight, EPS, implementation=implementation)
-    mean_square = x.square().mean(-1)
+    parts = [slice(0, 16), slice(16, 64)]
+    means = [mean_square_part(x[:, part], 64, 4, implementation=implementation) for part in parts]
+    mean_square = sum(means)[:3]
     shards = [
         gated_norm(x[:, part], gate[:, part], weight[part], EPS, mean_square, implementation=implementation)
-        for part in (slice(0, 32), slice(32, 64))
+        for part in parts
     ]
     assert relative_error(torch.cat(shards, -1), whole) < 1e-6
+
+
+@dtypes
+@sizes
+def test_triton_mean_square_part(device, tokens, width, dtype):
+    check_mean_square_part(tokens, width, dtype, device)
+
+
+def check_mean_square_part(tokens, width, dtype, device):
+    x, _, _ = make_rows(tokens, width, dtype, device)
+    for rows in (tokens, tokens + 3):
+        part = mean_square_part(x, 2 * width, rows, implementation="triton")
+        assert part.dtype == torch.float32 and part.shape == (rows,)
+        assert relative_error(part[:tokens], x.double().square().mean(-1) / 2) < 1e-6
+        assert not part[tokens:].any()
+        expected = mean_square_part(x, 2 * width, rows, implementation="reference")
+        assert relative_error(part, expected) < 1e-6
+
+
+@pytest.mark.parametrize(("full_width", "rows", "name"), [(63, 3, "full_width"), (64, 2, "rows")])
+def test_mean_square_part_of_less_than_the_rows_given(full_width, rows, name):
+    with pytest.raises(ValueError, match=f"{name}: expected at least"):
+        mean_square_part(torch.ones(3, 64), full_width, rows)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # as it is in the sigmoid
@@ -125,6 +150,13 @@ def test_extreme_gates(device, implementation):
 @real_sizes
 def test_gated_norm_at_real_size(device, tokens, width, dtype):
     check_gated_norm(tokens, width, dtype, device)
+
+
+@pytest.mark.gpu
+@dtypes
+@real_sizes
+def test_mean_square_part_at_real_size(device, tokens, width, dtype):
+    check_mean_square_part(tokens, width, dtype, device)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The specification of gated_norm in code."""
+"""The specification of gated_norm and mean_square_part in code."""
 
 import torch
 
@@ -16,3 +16,8 @@ def gated_norm(
     power = wide.pow(2).mean(-1) if mean_square is None else mean_square
     normed = (wide * (power + eps).rsqrt()[:, None]).to(x.dtype) * weight
     return normed * gate.to(wide.dtype).sigmoid().to(x.dtype)
+
+
+def mean_square_part(x: torch.Tensor, full_width: int, rows: int) -> torch.Tensor:
+    part = x.to(working_dtype(x)).pow(2).sum(-1) / full_width
+    return torch.nn.functional.pad(part, (0, rows - x.shape[0])).float()

@@ -27,9 +27,23 @@ def gated_norm(
         *gate.stride(),
         GIVEN_MEAN_SQUARE=mean_square is not None,
         BLOCK=block,
-        num_warps=min(max(block // 512, 1), 16),
+        num_warps=_warps(block),
     )
     return output
+
+
+def mean_square_part(x: torch.Tensor, full_width: int, rows: int) -> torch.Tensor:
+    tokens, width = x.shape
+    output = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    _mean_square_part_kernel[(rows,)](
+        x, output, full_width, tokens, width, *x.stride(), BLOCK=block, num_warps=_warps(block)
+    )
+    return output
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
 
 
 @triton.jit
@@ -60,3 +74,12 @@ def _gated_norm_kernel(
     b_normed = (b_normed * b_weight).to(dtype).to(tl.float32)
     b_sigmoid = tl.sigmoid(b_gate.to(tl.float32)).to(dtype).to(tl.float32)
     tl.store(p_output + i_row * width + o_column, (b_normed * b_sigmoid).to(dtype), mask=m_column)
+
+
+@triton.jit
+def _mean_square_part_kernel(p_x, p_output, full_width, tokens, width, x_stride, x_column_stride, BLOCK: tl.constexpr):
+    i_row = tl.program_id(0).to(tl.int64)
+    o_column = tl.arange(0, BLOCK)
+    m_column = (o_column < width) & (i_row < tokens)
+    b_x = tl.load(p_x + i_row * x_stride + o_column * x_column_stride, mask=m_column, other=0.0).to(tl.float32)
+    tl.store(p_output + i_row, tl.sum(b_x * b_x, axis=0) / full_width)
