@@ -1,0 +1,160 @@
+"""Two prompts and a few tokens more through SGLang's model runner on groups of ranks, with what every operator made.
+
+    python tests/parallel/ranks.py CHECKPOINT OUT RANKS [RANKS ...]
+
+A rank is a process with SGLang's model runner, pools, attention backends and process groups, over gloo; all that is
+missing of a server is the scheduler. Ranks are forked after the imports, which take longer than everything else.
+``OUT/{ranks}/{rank}.pt`` of every rank holds a dictionary of tensors and lists of tensors: see ``run_rank``.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+from array import array
+from collections import defaultdict
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+from torch import nn
+
+# A sparse prompt and a dense one, each in two chunks that end inside a page, and tokens after them.
+PROMPT_TOKENS, FIRST_CHUNK = (700, 130), (450, 70)
+DECODE_STEPS = 3
+STALL_SECONDS = 300  # until the first rank of a group ends, and from one end to the next
+# What is kept of an operator's call: its result, and arguments by their position.
+RECORDED = {
+    "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
+    "sala_sglang.attention.lightning_backend": {"lightning_chunk": {}, "lightning_recurrent": {}},
+    "sala_sglang.models.minicpm_sala": {"mean_square_part": {}, "gated_norm": {4: "mean_square"}},
+}
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(10, 500, (length,), generator=generator).tolist() for length in PROMPT_TOKENS]
+
+
+def main() -> None:
+    checkpoint, out, *groups = sys.argv[1:]
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    from sglang.benchmark import one_batch  # noqa: F401  imported once, before the ranks part
+    from sglang.srt.server_args import PortArgs, prepare_server_args
+
+    for ranks in map(int, groups):
+        folder = Path(out, str(ranks))
+        folder.mkdir(parents=True)
+        # SGLang wants to be told which cores a rank runs on when there are more ranks than NUMA nodes.
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
+        arguments = f"--model-path {checkpoint} --device cpu --dtype float32 --tp-size {ranks} --disable-radix-cache"
+        arguments += " --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
+        server_args = prepare_server_args(arguments.split())
+        server_args.resolve_once()
+        run_group(ranks, server_args, PortArgs.init_new(server_args), folder)
+
+
+def run_group(ranks: int, server_args, ports, folder: Path) -> None:
+    """Run all ranks to their ends. Raises RuntimeError when one fails or waits for the others in vain."""
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run_rank, args=(server_args, ports, rank, folder)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    running = list(processes)
+    while running:
+        ended = wait([process.sentinel for process in running], timeout=STALL_SECONDS)
+        for process in [process for process in running if process.sentinel in ended]:
+            process.join()
+            running.remove(process)
+        codes = [process.exitcode for process in processes]
+        if not ended or any(codes):
+            for process in running:
+                process.kill()
+            raise RuntimeError(f"{ranks} ranks ended with {codes}; None was killed")
+
+
+def run_rank(server_args, ports, rank: int, folder: Path) -> None:
+    from sglang.benchmark import one_batch
+
+    placement = one_batch.SpawnRanks(world_rank=rank, gpu_id=rank)
+    one_batch.publish(server_args, role="scheduler", ranks=placement)
+    runner, _ = one_batch.load_model(server_args, ports, rank, rank)
+    runner = runner.torch_runner
+    result = defaultdict(list)
+    result["parameters"] = {name: parameter.data for name, parameter in runner.model.named_parameters()}
+    result["log_decay"] = runner.attn_backend.linear_attn_backend.log_decay
+    record_operators(result)
+    record_branches(runner.model, result)
+    generate(runner, result)
+    keep_pools(runner, result)
+    torch.save(dict(result), folder / f"{rank}.pt")
+
+
+def record_operators(result: dict[str, list]) -> None:
+    """From here on every call of an operator appends its tensors to ``result``."""
+    for module_name, operators in RECORDED.items():
+        module = importlib.import_module(module_name)
+        for name, arguments in operators.items():
+            setattr(module, name, recorded(getattr(module, name), name, arguments, result))
+
+
+def recorded(operator, name: str, arguments: dict[int, str], result: dict[str, list]):
+    def call(*args):
+        output = operator(*args)
+        # Clones: a reduction may work in place.
+        result[name].append(output.clone())
+        for position, argument in arguments.items():
+            if args[position] is not None:
+                result[argument].append(args[position].clone())
+        return output
+
+    return call
+
+
+def record_branches(model: nn.Module, result: dict[str, list]) -> None:
+    """Keep what every mixer and MLP adds to the residual stream."""
+    for layer in model.model.layers:
+        for module, name in ((layer.self_attn, "mixer_output"), (layer.mlp, "mlp_output")):
+            module.register_forward_hook(lambda _, args, output, name=name: result[name].append(output.clone()))
+
+
+def generate(runner, result: dict[str, list]) -> None:
+    """Greedy tokens [2] and logits [2, vocabulary] after the prompts and after each of the tokens that follow."""
+    from sglang.benchmark import one_batch
+
+    requests = []
+    for number, (prompt, end) in enumerate(zip(prompts(), FIRST_CHUNK, strict=True)):
+        sampling = one_batch.SamplingParams(temperature=0, max_new_tokens=DECODE_STEPS + 1)
+        request = one_batch.Req(number, "", array("q", prompt), sampling)
+        request.full_untruncated_fill_ids = request.origin_input_ids
+        request.logprob_start_len, request.extend_end = -1, end
+        requests.append(request)
+    one_batch.extend(requests, runner)
+    for request, end in zip(requests, FIRST_CHUNK, strict=True):
+        request.prefix_len, request.extend_end = end, len(request.origin_input_ids)
+    tokens, logits, batch = one_batch.extend(requests, runner)
+    for _ in range(DECODE_STEPS):
+        result["tokens"].append(tokens)
+        result["logits"].append(logits)
+        tokens, logits = one_batch.decode(tokens, batch, runner)
+    result["tokens"].append(tokens)
+    result["logits"].append(logits)
+
+
+def keep_pools(runner, result: dict[str, list]) -> None:
+    from sala_sglang.attention.pools import layer_buffers
+
+    config = runner.model_config.hf_config
+    for layer in config.full_attention_layer_ids:
+        for name, pool in zip(
+            ("keys", "values", "compressed"), layer_buffers(runner.token_to_kv_pool, layer), strict=True
+        ):
+            result[name].append(pool)
+    for layer in config.lightning_layer_ids:
+        result["states"].append(runner.req_to_token_pool.mamba2_layer_cache(layer).temporal)
+
+
+if __name__ == "__main__":
+    main()
