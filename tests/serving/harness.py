@@ -34,6 +34,17 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     return environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
 
 
+def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
+    """Variables that a server with ``--tp-size`` among its arguments needs on a small machine without a GPU."""
+    if "--tp-size" not in arguments:
+        return {}
+    ranks = int(arguments[arguments.index("--tp-size") + 1])
+    # SGLang binds each rank to cores and wants to be told which when there are more ranks than NUMA nodes.
+    # Its embedding is compiled with a C++ compiler under tensor parallelism, which a test machine need not have.
+    cores = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
+    return {"SGLANG_CPU_OMP_THREADS_BIND": cores, "TORCH_COMPILE_DISABLE": "1"}
+
+
 class Server:
     """``python -m sglang.launch_server`` on a free port, as a context manager.
 
@@ -55,7 +66,7 @@ class Server:
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [sys.executable, *program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), *SERVER_ARGUMENTS, *arguments]
-        self.environment = server_environment(environment or {})
+        self.environment = server_environment(ranks_environment(arguments) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Server":

@@ -1,4 +1,7 @@
-"""A served answer is the oracle's answer: any chunking, alone or in a batch, streamed or not, cached or not."""
+"""A served answer is the oracle's answer: any chunking, alone or in a batch, streamed or not, cached or not.
+
+On one rank or two, which then have a KV head each; test_tensor_parallel has more ranks than KV heads.
+"""
 
 import pytest
 from serving.client import all_at_once, complete, random_prompt, stream
@@ -18,7 +21,7 @@ PUBLISHED_LINE = (
 SERVERS = {
     "chunks of 64": "--chunked-prefill-size 64",
     "chunks of 96, published line": f"--chunked-prefill-size 96 {PUBLISHED_LINE}",
-    "chunks of 256, mixed": "--chunked-prefill-size 256 --enable-mixed-chunk",
+    "chunks of 256, mixed, two ranks": "--chunked-prefill-size 256 --enable-mixed-chunk --tp-size 2",
     "unchunked, no overlap": "--chunked-prefill-size -1 --disable-overlap-schedule --dense-as-sparse",
 }
 
