@@ -156,13 +156,33 @@ def measure_batch(engine, config: dict, arguments: argparse.Namespace) -> dict:
 
 def one_request(engine, prompt: list[int], new_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and seconds per token after it."""
-    start, seen = time.perf_counter(), []
-    for chunk in engine.generate(input_ids=prompt, sampling_params=greedy(new_tokens), stream=True):
-        seen.append((time.perf_counter(), chunk["meta_info"]["completion_tokens"]))
-    (first, first_count), (last, last_count) = seen[0], seen[-1]
-    if last_count != new_tokens or first_count == last_count:
-        raise RuntimeError(f"expected a stream of {new_tokens} tokens, got counts {first_count} to {last_count}")
-    return first - start, (last - first) / (last_count - first_count)
+    start = time.perf_counter()
+    arrivals = stream(engine, [prompt], new_tokens)
+    return arrivals[0][0][0] - start, decode_seconds(arrivals)
+
+
+def stream(engine, prompts: list[list[int]], new_tokens: int) -> list[list[tuple[float, int]]]:
+    """Run the prompts at once; for each, when how many of its tokens had come: (seconds, tokens) in order."""
+    arrivals = [[] for _ in prompts]
+    for chunk in engine.generate(input_ids=prompts, sampling_params=greedy(new_tokens), stream=True):
+        arrivals[chunk["index"]].append((time.perf_counter(), chunk["meta_info"]["completion_tokens"]))
+    counts = [seen[-1][1] if seen else 0 for seen in arrivals]
+    if set(counts) != {new_tokens}:
+        raise RuntimeError(f"expected streams of {new_tokens} tokens, got {counts}")
+    return arrivals
+
+
+def decode_seconds(arrivals: list[list[tuple[float, int]]]) -> float:
+    """Seconds per token and request while all requests generate: from the last first token to the first last one."""
+    start, end = max(seen[0][0] for seen in arrivals), min(seen[-1][0] for seen in arrivals)
+    steps = statistics.mean(tokens_at(seen, end) - tokens_at(seen, start) for seen in arrivals)
+    if steps <= 0:
+        raise RuntimeError("no request generated while all others did; allowed: more new tokens")
+    return (end - start) / steps
+
+
+def tokens_at(seen: list[tuple[float, int]], moment: float) -> int:
+    return max(count for when, count in seen if when <= moment)
 
 
 def greedy(new_tokens: int) -> dict:
@@ -225,15 +245,17 @@ def peak_memory(device: str):
     result["peak_mib"] = max(samples) >> 20
 
 
-def append(path: Path, row: dict) -> None:
+def append(path: Path, row: dict, columns: tuple[str, ...] = COLUMNS) -> None:
+    """Append a row to the CSV file, and print what it says besides its surroundings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
         writer.writerow(row)
-    print(", ".join(f"{name}={row[name]}" for name in COLUMNS[1:10] if name in row), flush=True)
+    measured = columns[1 : columns.index("gpu")]
+    print(", ".join(f"{name}={row[name]}" for name in measured if name in row), flush=True)
 
 
 if __name__ == "__main__":  # SGLang spawns workers that import this file
