@@ -22,7 +22,7 @@ from torch import nn
 # A sparse prompt and a dense one, each in two chunks that end inside a page, and tokens after them.
 PROMPT_TOKENS, FIRST_CHUNK = (700, 130), (450, 70)
 DECODE_STEPS = 3
-STALL_SECONDS = 300  # until the first rank of a group ends, and from one end to the next
+STALL_SECONDS = 600  # until the first rank of a group ends, and from one end to the next
 # What is kept of an operator's call: its result, and arguments by their position.
 RECORDED = {
     "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
