@@ -1,4 +1,4 @@
-"""Cutting a step into tiles of rows for the Triton kernels of the sparse operators.
+"""Cutting a step into tiles of rows for Triton kernels.
 
 A tile is some consecutive query rows of one request times the query heads of one KV head. Launch grids follow
 from tensor shapes alone; which request a tile belongs to, and whether it has rows, the program finds on the
@@ -48,21 +48,28 @@ def locate_tile(i_tile, p_query_start, p_kv_lens, requests, first_row, rows, TIL
     The tiles cover rows first_row … first_row + rows − 1 of the step. Those of request b begin at tile
     ``start_b // TILE + b``, which leaves room for the partial last tile of every request before it.
     """
+    i_request = find_request(i_tile, p_query_start, requests, first_row, rows, TILE)
+    # Tiles beyond the last request count as empty tiles of it.
+    i_request = tl.minimum(i_request, requests - 1)
+    start = _within(tl.load(p_query_start + i_request) - first_row, rows)
+    query_end = tl.load(p_query_start + i_request + 1)
+    i_row = first_row + start + (i_tile - first_tile(i_request, start, TILE)) * TILE
+    count = tl.minimum(first_row + _within(query_end - first_row, rows) - i_row, TILE)
+    position = tl.load(p_kv_lens + i_request) - query_end + i_row
+    return i_request, i_row, count, position
+
+
+@triton.jit
+def find_request(i_tile, p_query_start, requests, first_row, rows, TILE: tl.constexpr):
+    """Request of a tile; ``requests`` for tiles beyond the last one. Tiles lie as in locate_tile."""
     i_request = 0
     for i_first in range(0, requests, SEARCH_WIDTH):
         o_request = i_first + tl.arange(0, SEARCH_WIDTH)
         m_request = o_request < requests
         b_end = tl.load(p_query_start + 1 + o_request, mask=m_request, other=0)
-        b_next = _first_tile(o_request + 1, _within(b_end - first_row, rows), TILE)
+        b_next = first_tile(o_request + 1, _within(b_end - first_row, rows), TILE)
         i_request += tl.sum((m_request & (b_next <= i_tile)).to(tl.int32), 0)
-    # Tiles beyond the last request count as empty tiles of it.
-    i_request = tl.minimum(i_request, requests - 1)
-    start = _within(tl.load(p_query_start + i_request) - first_row, rows)
-    query_end = tl.load(p_query_start + i_request + 1)
-    i_row = first_row + start + (i_tile - _first_tile(i_request, start, TILE)) * TILE
-    count = tl.minimum(first_row + _within(query_end - first_row, rows) - i_row, TILE)
-    position = tl.load(p_kv_lens + i_request) - query_end + i_row
-    return i_request, i_row, count, position
+    return i_request
 
 
 @triton.jit
@@ -71,7 +78,8 @@ def _within(row, rows):
 
 
 @triton.jit
-def _first_tile(i_request, start, TILE: tl.constexpr):
+def first_tile(i_request, start, TILE: tl.constexpr):
+    """First tile of a request whose first row is ``start``."""
     return start if TILE == 1 else start // TILE + i_request
 
 

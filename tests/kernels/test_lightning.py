@@ -4,17 +4,27 @@ from itertools import pairwise
 
 import pytest
 import torch
-from interpreter import repair_bfloat16
+from lightning_inputs import (
+    MIXED,
+    check_against_exact,
+    closed_form,
+    dtypes,
+    gpu,
+    ints,
+    make_inputs,
+    make_states,
+    run_chunk,
+    run_recurrent,
+)
 from paging import relative_error
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent, reference
+from sala_kernels.lightning import lightning_recurrent, segments
 
 from sala_sglang.config import alibi_slopes
 
-repair_bfloat16()
-MIXED = [1, 150, 1, 64, 0, 65]  # rows per request: decode rows among prompts, chunk borders, nothing at all
+KERNELS = ["triton", "segments"]
 both = pytest.mark.parametrize("implementation", ["reference", "triton"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-gpu = pytest.mark.gpu
+chunk_kernels = pytest.mark.parametrize("implementation", KERNELS)
+chunk_forms = pytest.mark.parametrize("implementation", ["reference", *KERNELS])
 
 
 @pytest.fixture(autouse=True)
@@ -24,72 +34,10 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def make_inputs(tokens: int, heads: int, dim: int, dtype: torch.dtype, device: str):
-    """q, k, v [T, H, D] as rows of projections of different width, and log_decay [H]."""
-    q, k, v = (torch.randn(tokens, parts, heads, dim, device=device).to(dtype)[:, -1] for parts in (2, 3, 1))
-    return q, k, v, -torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
-
-
-def make_states(slots: int, used: list[int], heads: int, dim: int, device: str) -> torch.Tensor:
-    """A pool whose unused slots are NaN; the used ones hold states as large as running ones."""
-    states = torch.full((slots, heads, dim, dim), torch.nan, device=device)
-    states[used] = 4 * torch.randn(len(used), heads, dim, dim, device=device)
-    return states
-
-
-def ints(values, device: str) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.int32, device=device)
-
-
-def run_chunk(q, k, v, log_decay, states, slots, lengths, snapshots=None, scale=0.125, function=lightning_chunk, **how):
-    """Output of the chunk form over requests of ``lengths`` rows; snapshots are (slot, tokens) per request."""
-    snapshots = snapshots or [(-1, 0)] * len(slots)
-    start = torch.tensor([0, *lengths]).cumsum(0)
-    metadata = [ints(x, q.device) for x in (slots, start, *zip(*snapshots, strict=True))]
-    return function(q, k, v, states, *metadata, log_decay, scale, **how)
-
-
-def run_recurrent(q, k, v, log_decay, states, slots, snapshot_slots=None, scale=0.125, **how):
-    """Output of the recurrent form, a row for each of ``slots``."""
-    targets = snapshot_slots or [-1] * len(slots)
-    rows = (x[: len(slots)] for x in (q, k, v))
-    return lightning_recurrent(*rows, states, ints(slots, q.device), ints(targets, q.device), log_decay, scale, **how)
-
-
-def closed_form(q, k, v, log_decay, initial, scale):
-    """Output and final state of one request in float64, each row summed over all rows before it."""
-    q, k, v, log_decay, initial = (x.double() for x in (q, k, v, log_decay, initial))
-    row = torch.arange(len(q), device=q.device)
-    distance = row[:, None] - row
-    weight = (log_decay[:, None, None] * distance.clamp(min=0)).exp() * (distance >= 0)
-    scores = torch.einsum("ihd,jhd->hij", q, k) * weight
-    before = torch.einsum("ih,ihd,hde->ihe", (log_decay * (row + 1)[:, None]).exp(), q, initial)
-    left = (log_decay * (len(q) - 1 - row)[:, None]).exp()
-    state = (log_decay * len(q)).exp()[:, None, None] * initial + torch.einsum("jh,jhd,jhe->hde", left, k, v)
-    return scale * (torch.einsum("hij,jhe->ihe", scores, v) + before), state
-
-
-def check_against_exact(lengths, heads, dim, dtype, device):
-    """The Triton chunk form, per request, against float64; the bound is the error of the same steps in ``dtype``."""
-    inputs = make_inputs(sum(lengths), heads, dim, dtype, device)
-    slots = torch.randperm(len(lengths) + 2)[: len(lengths)].tolist()
-    states = make_states(len(lengths) + 2, slots, heads, dim, device)
-    exact_states, rough_states = states.double(), states.to(dtype, copy=True)
-    wide = (x.double() for x in inputs[:3])
-    exact = run_chunk(*wide, inputs[3], exact_states, slots, lengths, implementation="reference")
-    rough = run_chunk(*inputs, rough_states, slots, lengths, function=reference.lightning_chunk)
-    output = run_chunk(*inputs, states, slots, lengths, implementation="triton")
-
-    # Another order of float32 sums may err more, and TF32 truncates where float16 rounds.
-    factor = {torch.float32: 8, torch.float16: 2, torch.bfloat16: 1}[dtype]
-    for slot, rows in zip(slots, torch.arange(sum(lengths)).split(lengths), strict=True):
-        pairs = (output[rows], rough[rows], exact[rows]), (states[slot], rough_states[slot], exact_states[slot])
-        for actual, derived, right in pairs:
-            assert relative_error(actual, right) <= factor * relative_error(derived, right)
-    assert relative_error(states[slots], exact_states[slots]) < {torch.float16: 1e-3}.get(dtype, 1e-4)
-    if dtype == torch.bfloat16:
-        # No product is rounded to bfloat16, so the rounding of the output is all that is lost.
-        assert relative_error(output, exact) <= 1.1 * relative_error(exact.to(dtype), exact)
+@pytest.fixture
+def short_segments(monkeypatch):
+    """Segments of two chunks: a request of 150 rows has two of them."""
+    monkeypatch.setattr(segments, "SEGMENT_TOKENS", 128)
 
 
 def check_recurrent(requests, heads, dim, dtype, device):
@@ -125,23 +73,35 @@ def test_reference_forms_are_the_closed_form(device, heads):
         assert relative_error(state, exact_state) < 1e-13
 
 
-@both
+@chunk_forms
 @pytest.mark.parametrize("scale", [16**-0.5, 0.37])
-def test_scale(device, implementation, scale):
+def test_scale(device, short_segments, implementation, scale):
     # The norm that follows in the model divides a wrong factor out again, so only this test can see it.
-    inputs = make_inputs(70, 2, 16, torch.float32, device)
+    inputs = make_inputs(140, 2, 16, torch.float32, device)
     states = make_states(1, [0], 2, 16, device)
     exact, _ = closed_form(*inputs, states[0], scale)
-    first = run_recurrent(*inputs, states.clone(), [0], scale=scale, implementation=implementation)
-    output = run_chunk(*inputs, states, [0], [70], scale=scale, implementation=implementation)
+    output = run_chunk(*inputs, states, [0], [140], scale=scale, implementation=implementation)
     assert relative_error(output, exact) < 1e-5
-    assert relative_error(first, exact[:1]) < 1e-5
+
+
+@both
+def test_scale_of_a_decode_step(device, implementation):
+    inputs, states = make_inputs(1, 2, 16, torch.float32, device), make_states(1, [0], 2, 16, device)
+    exact, _ = closed_form(*inputs, states[0], 0.37)
+    output = run_recurrent(*inputs, states, [0], scale=0.37, implementation=implementation)
+    assert relative_error(output, exact) < 1e-5
 
 
 @dtypes
-@pytest.mark.parametrize(("heads", "dim"), [(1, 16), (3, 32), (2, 64), (1, 128)])
-def test_triton_chunk(device, heads, dim, dtype):
-    check_against_exact(MIXED, heads, dim, dtype, device)
+@pytest.mark.parametrize(("heads", "dim"), [(1, 16), (3, 32), (2, 64), (1, 128), (1, 256)])
+@chunk_kernels
+def test_chunk_kernels(device, short_segments, implementation, heads, dim, dtype):
+    check_against_exact(MIXED, heads, dim, dtype, device, implementation)
+
+
+@dtypes
+def test_many_segments(device, short_segments, dtype):
+    check_against_exact([1, 128, 321, 0, 256, 129], 2, 32, dtype, device, "segments")
 
 
 @dtypes
@@ -150,12 +110,13 @@ def test_triton_recurrent(device, requests, heads, dim, dtype):
     check_recurrent(requests, heads, dim, dtype, device)
 
 
-@both
-def test_any_split_of_a_prompt(device, implementation):
-    inputs = make_inputs(200, 3, 16, torch.float32, device)
+@chunk_forms
+@pytest.mark.parametrize("unit", [1, 64], ids=["anywhere", "between chunks"])
+def test_any_split_of_a_prompt(device, short_segments, implementation, unit):
+    inputs = make_inputs(400, 3, 16, torch.float32, device)
     states = make_states(1, [0], 3, 16, device)
     exact, exact_state = closed_form(*inputs, states[0], 0.125)
-    cuts = [0, *sorted(torch.randint(0, 201, (4,)).tolist()), 200]
+    cuts = [0, *sorted(unit * torch.randint(0, 400 // unit + 1, (4,))), 400]
     outputs = []
     for begin, end in pairwise(cuts):
         part = (x[begin:end] for x in inputs[:3])
@@ -164,19 +125,20 @@ def test_any_split_of_a_prompt(device, implementation):
     assert relative_error(states[0], exact_state) < 2e-6
 
 
-@both
-def test_snapshot_is_the_state_of_a_run_that_stops_there(device, implementation):
-    lengths, tokens, slots, targets = [150, 64, 130, 130], [128, 64, 0, 64], [0, 1, 2, 3], [4, 5, 6, -1]
+@chunk_forms
+def test_snapshot_is_the_state_of_a_run_that_stops_there(device, short_segments, implementation):
+    lengths, tokens = [150, 64, 130, 300, 300, 0, 130], [128, 64, 0, 256, 192, 0, 64]
+    slots, targets = list(range(7)), [7, 8, 9, 10, 11, 12, -1]
     inputs = make_inputs(sum(lengths), 2, 16, torch.float32, device)
-    states = make_states(8, slots, 2, 16, device)
+    states = make_states(14, slots, 2, 16, device)
     stopped = states.clone()
     snapshots = list(zip(targets, tokens, strict=True))
     run_chunk(*inputs, states, slots, lengths, snapshots, implementation=implementation)
     own_rows = torch.arange(sum(lengths), device=device).split(lengths)
     rows = torch.cat([own[:n] for own, n in zip(own_rows, tokens, strict=True)])
     run_chunk(*(x[rows] for x in inputs[:3]), inputs[3], stopped, slots, tokens, implementation=implementation)
-    assert torch.equal(states[4:7], stopped[:3])
-    assert states[7].isnan().all()
+    assert torch.equal(states[7:13], stopped[:6])
+    assert states[13].isnan().all()
 
 
 @both
@@ -187,27 +149,32 @@ def test_snapshot_of_a_decode_step(device, implementation):
     assert states[[3, 6]].isnan().all()
 
 
-@both
-def test_skipped_requests_and_foreign_slots(device, implementation):
-    lengths, slots = [70, 5, 1], [2, -1, 0]
-    inputs = make_inputs(sum(lengths) + 9, 3, 16, torch.float32, device)  # nobody owns the last 9 rows
+@chunk_forms
+@pytest.mark.parametrize("factor", [1, 30])
+def test_skipped_requests_and_foreign_slots(device, short_segments, implementation, factor):
+    owned, skipped, rest = 70 * factor, 5 * factor, 9 * factor  # nobody owns the last rows
+    inputs = make_inputs(owned + skipped + 1 + rest, 3, 16, torch.float32, device)
     states = make_states(4, [0, 2], 3, 16, device)
-    before = states.clone()
-    output = run_chunk(*inputs, states, slots, lengths, implementation=implementation)
-    assert output.isfinite().all() and (output[70:75] == 0).all()
-    assert (output[76:] == 0).all() and (output[75] != 0).all()
+    output = run_chunk(*inputs, states, [2, -1, 0], [owned, skipped, 1], implementation=implementation)
+    assert (output[:owned] != 0).all() and (output[owned : owned + skipped] == 0).all()
+    assert (output[-rest:] == 0).all() and (output[-rest - 1] != 0).all()
+    assert output.isfinite().all()
     assert states[[1, 3]].isnan().all() and states[[0, 2]].isfinite().all()
 
-    output = run_recurrent(*inputs, before, slots, implementation=implementation)
-    assert output.isfinite().all() and (output[1] == 0).all() and (output[[0, 2]] != 0).all()
-    assert before[[1, 3]].isnan().all() and before[[0, 2]].isfinite().all()
-
 
 @both
-def test_a_request_does_not_depend_on_its_batch(device, implementation):
-    lengths, slots = [70, 1, 129], [3, 0, 2]
+def test_skipped_requests_of_a_decode_step(device, implementation):
+    inputs, states = make_inputs(3, 3, 16, torch.float32, device), make_states(4, [0, 2], 3, 16, device)
+    output = run_recurrent(*inputs, states, [2, -1, 0], implementation=implementation)
+    assert output.isfinite().all() and (output[1] == 0).all() and (output[[0, 2]] != 0).all()
+    assert states[[1, 3]].isnan().all() and states[[0, 2]].isfinite().all()
+
+
+@chunk_forms
+def test_a_request_does_not_depend_on_its_batch(device, short_segments, implementation):
+    lengths, slots = [70, 1, 129, 300], [3, 0, 2, 4]
     q, k, v, log_decay = make_inputs(sum(lengths), 2, 16, torch.float32, device)
-    initial = make_states(4, slots, 2, 16, device)
+    initial = make_states(5, slots, 2, 16, device)
     together = initial.clone()
     output = run_chunk(q, k, v, log_decay, together, slots, lengths, implementation=implementation)
     parts = list(zip(q.split(lengths), k.split(lengths), v.split(lengths), output.split(lengths), strict=True))
@@ -225,18 +192,19 @@ def test_a_request_does_not_depend_on_its_batch(device, implementation):
     assert torch.equal(turned[slots], together[slots])
 
 
-def test_no_drift(device):
-    check_drift(16384, 1, 16, torch.float32, device)
+@chunk_kernels
+def test_no_drift(device, implementation):
+    check_drift(16384, 1, 16, torch.float32, device, implementation)
 
 
-def check_drift(tokens, heads, dim, dtype, device):
+def check_drift(tokens, heads, dim, dtype, device, implementation):
     inputs = make_inputs(tokens, heads, dim, dtype, device)
     states = torch.zeros(1, heads, dim, dim, device=device)
     exact, exact_state = [], states[0].double()
     for part in zip(*(x.split(1024) for x in inputs[:3]), strict=True):
         rows, exact_state = closed_form(*part, inputs[3], exact_state, 0.125)
         exact.append(rows)
-    output = run_chunk(*inputs, states, [0], [tokens], implementation="triton")
+    output = run_chunk(*inputs, states, [0], [tokens], implementation=implementation)
     assert relative_error(states[0], exact_state) < 1e-4
     assert relative_error(output[:1024], exact[0]) < 2e-3
     assert relative_error(output[-1024:], exact[-1]) < 2e-3
@@ -246,8 +214,9 @@ def check_drift(tokens, heads, dim, dtype, device):
 @pytest.mark.parametrize("lengths", [[8192], [512] * 16, [1] * 20 + [700] * 3, MIXED])
 @pytest.mark.parametrize(("heads", "dim"), [(32, 128), (2, 256)])
 @dtypes
-def test_chunk_at_real_size(device, lengths, heads, dim, dtype):
-    check_against_exact(lengths, heads, dim, dtype, device)
+@chunk_kernels
+def test_chunk_at_real_size(device, implementation, lengths, heads, dim, dtype):
+    check_against_exact(lengths, heads, dim, dtype, device, implementation)
 
 
 @gpu
@@ -258,19 +227,21 @@ def test_decode_at_real_size(device, requests, dtype):
 
 
 @gpu
-def test_no_drift_over_65536_tokens(device):
-    check_drift(65536, 32, 128, torch.bfloat16, device)
+@chunk_kernels
+def test_no_drift_over_65536_tokens(device, implementation):
+    check_drift(65536, 32, 128, torch.bfloat16, device, implementation)
 
 
 @gpu
-def test_slots_behind_two_billion_elements(device):
+@chunk_kernels
+def test_slots_behind_two_billion_elements(device, implementation):
     slot, slots = 4100, 4104  # of 2**19 elements each
     inputs = make_inputs(65, 32, 128, torch.bfloat16, device)
     states = torch.empty(slots, 32, 128, 128, device=device)
     near = make_states(2, [0], 32, 128, device)
     states[slot] = near[0]
-    output = run_chunk(*inputs, states, [slot], [65], [(slot + 1, 64)])
-    assert torch.equal(output, run_chunk(*inputs, near, [0], [65], [(1, 64)]))
+    output = run_chunk(*inputs, states, [slot], [65], [(slot + 1, 64)], implementation=implementation)
+    assert torch.equal(output, run_chunk(*inputs, near, [0], [65], [(1, 64)], implementation=implementation))
     assert torch.equal(states[slot : slot + 2], near)
     run_recurrent(*inputs, states, [slot], [slot + 1])
     run_recurrent(*inputs, near, [0], [1])

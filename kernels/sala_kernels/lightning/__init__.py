@@ -44,7 +44,7 @@ def lightning_chunk(
         snapshot_tokens=(snapshot_tokens, "B"),
     )
     check_dtypes(torch.int32, query_start=query_start, snapshot_tokens=snapshot_tokens)
-    module = implementation_of(__name__, implementation, q)
+    module = implementation_of(__name__, implementation, q, ("reference", "triton", "segments"))
     return module.lightning_chunk(
         q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale
     )

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
 from sala_kernels.lightning import CHUNK_TOKENS
+from sala_kernels.lightning.common import dot_float32, product_precision
 
 VALUE_COLUMNS = 32  # columns per program: 32 heads of 128 give one request 128 programs
 
@@ -52,8 +53,7 @@ def lightning_chunk(
         D=dim,
         BV=columns,
         CHUNK=CHUNK_TOKENS,
-        # float16 fits into TF32 without loss; of float32 it would keep 11 bits.
-        PRECISION="tf32" if q.dtype == torch.float16 else "ieee",
+        PRECISION=product_precision(q),
         num_warps=8 if dim * q.element_size() >= 256 else 4,
         num_stages=2,
     )
@@ -164,37 +164,18 @@ def _chunk_kernel(
             b_v = tl.load(p_v + o_token * v_stride, mask=m_row, other=0.0)
 
             b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * b_mask
-            b_output = _dot(b_q, b_state, PRECISION) * b_since_start[:, None]
-            b_output += _dot(b_scores, b_v, PRECISION)
+            b_output = dot_float32(b_q, b_state, PRECISION) * b_since_start[:, None]
+            b_output += dot_float32(b_scores, b_v, PRECISION)
             b_output = (b_output * scale).to(p_output.dtype.element_ty)
             tl.store(p_output + o_token * output_stride, b_output, mask=m_row)
 
             # Rows past the last of a partial chunk loaded zeros; the clamp keeps their factor finite.
             b_until_end = tl.exp(log_decay * tl.maximum(rows - 1 - o_row, 0))
-            b_update = _dot(tl.trans(b_k), b_v.to(tl.float32) * b_until_end[:, None], PRECISION)
+            b_update = dot_float32(tl.trans(b_k), b_v.to(tl.float32) * b_until_end[:, None], PRECISION)
             b_state = tl.exp(log_decay * rows) * b_state + b_update
             if (snapshot_slot >= 0) & (begin + rows - start == snapshot_tokens):
                 tl.store(p_snapshot, b_state)
         tl.store(p_state, b_state)
-
-
-@triton.jit
-def _dot(b_left, b_right, PRECISION: tl.constexpr):
-    """Product of a float32 block and one in the dtype of the inputs, in either order, in float32.
-
-    Beside bfloat16 the float32 block is split into the sum of two bfloat16 blocks, which keeps 16 of its 24 bits
-    at the cost of a TF32 product, which would keep 11.
-    """
-    if b_left.dtype == tl.bfloat16:
-        b_high = b_right.to(tl.bfloat16)
-        b_low = (b_right - b_high.to(tl.float32)).to(tl.bfloat16)
-        return tl.dot(b_left, b_high, acc=tl.dot(b_left, b_low))
-    elif b_right.dtype == tl.bfloat16:
-        b_high = b_left.to(tl.bfloat16)
-        b_low = (b_left - b_high.to(tl.float32)).to(tl.bfloat16)
-        return tl.dot(b_high, b_right, acc=tl.dot(b_low, b_right))
-    else:
-        return tl.dot(b_left.to(tl.float32), b_right.to(tl.float32), input_precision=PRECISION)
 
 
 @triton.jit
