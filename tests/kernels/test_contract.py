@@ -13,9 +13,11 @@ from sala_kernels.contract import check_dtypes, check_groups, check_shapes, defa
 from sala_kernels.gated_norm import gated_norm
 from sala_kernels.layout import SparseGeometry
 from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.sparse_attention import sparse_attention
 
 KERNELS = Path(sala_kernels.__file__).parent
@@ -46,10 +48,13 @@ def valid_arguments() -> dict:
     starts = {"query_start": torch.arange(4, dtype=torch.int32), "snapshot_tokens": slots}
     wide, weight = torch.zeros(3, 16), torch.ones(16)
     rope = {"positions": slots, "inv_freq": torch.ones(8), "eps": 1e-6}
+    norm_rope = {"q_weight": weight, "k_weight": weight} | rope
     return {
         lightning_chunk: lightning | starts,
         lightning_recurrent: lightning,
-        qk_norm_rope: {"q": rows, "k": rows[:, :2], "q_weight": weight, "k_weight": weight} | rope,
+        lightning_step: lightning | norm_rope,
+        qk_norm_rope: {"q": rows, "k": rows[:, :2]} | norm_rope,
+        sigmoid_gate: {"x": wide, "gate": wide},
         gated_norm: {"x": wide, "gate": wide, "weight": weight, "eps": 1e-6, "mean_square": torch.ones(3)},
         scaled_add_norm: {"x": wide, "residual": wide, "scale": 0.5, "weight": weight, "eps": 1e-6},
         compress_keys: {"keys": pool, "compressed": compressed} | paged,
@@ -105,7 +110,7 @@ def test_another_dtype_is_refused(operator, name):
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "states"])
-@pytest.mark.parametrize("operator", [lightning_chunk, lightning_recurrent])
+@pytest.mark.parametrize("operator", [lightning_chunk, lightning_recurrent, lightning_step])
 def test_lightning_refuses_strided_rows(operator, name):
     arguments = OPERATORS[operator]
     with pytest.raises(ValueError, match=f"^{name}: expected contiguous"):

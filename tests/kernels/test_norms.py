@@ -1,4 +1,4 @@
-"""gated_norm and scaled_add_norm: their definitions, the rounding of the released model, and the Triton kernels."""
+"""gated_norm, scaled_add_norm and sigmoid_gate: definitions, the released model's rounding, the Triton kernels."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from interpreter import repair_bfloat16
 from paging import relative_error
 from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.sigmoid_gate import sigmoid_gate
 
 repair_bfloat16()
 EPS = 1e-6
@@ -49,6 +50,11 @@ def test_scaled_add_norm_is_its_definition(device):
     assert relative_error(hidden, sums) < 1e-15
 
 
+def test_sigmoid_gate_is_its_definition(device):
+    x, gate, _ = make_rows(4, 50, torch.float64, device)
+    assert relative_error(sigmoid_gate(x, gate, implementation="reference"), x / (1 + (-gate).exp())) < 1e-14
+
+
 def test_roundings_of_the_released_model(device):
     # 1 + 2⁻⁷ is the bfloat16 after 1; a product or sum rounded once too few or too often shows in the last bit.
     x = torch.tensor([[3.0, 1.0078125, -0.3984375, 2.984375]], dtype=torch.bfloat16, device=device)
@@ -63,10 +69,12 @@ def test_roundings_of_the_released_model(device):
 
     hidden = rounded(other.float() + rounded(x.float() * SCALE))
     gated = rounded(normed(x.float()) * rounded(other.float().sigmoid()))
+    open_gate = rounded(x.float() * rounded(other.float().sigmoid()))
     for implementation in ("reference", "triton"):
         out, sums = scaled_add_norm(x, other, SCALE, weight, EPS, implementation=implementation)
         assert torch.equal(sums.float(), hidden) and torch.equal(out.float(), normed(hidden))
         assert torch.equal(gated_norm(x, other, weight, EPS, implementation=implementation).float(), gated)
+        assert torch.equal(sigmoid_gate(x, other, implementation=implementation).float(), open_gate)
 
 
 @dtypes
@@ -79,6 +87,12 @@ def test_triton_gated_norm(device, tokens, width, dtype):
 @sizes
 def test_triton_scaled_add_norm(device, tokens, width, dtype):
     check_scaled_add_norm(tokens, width, dtype, device)
+
+
+@dtypes
+@sizes
+def test_triton_sigmoid_gate(device, tokens, width, dtype):
+    check_sigmoid_gate(tokens, width, dtype, device)
 
 
 def check_gated_norm(tokens, width, dtype, device):
@@ -97,6 +111,15 @@ def check_scaled_add_norm(tokens, width, dtype, device):
     for result, right in zip(actual, expected, strict=True):
         assert_same_roundings(result, right)
     assert torch.equal(x, inputs[0]) and torch.equal(residual, inputs[1])
+
+
+def check_sigmoid_gate(tokens, width, dtype, device):
+    x, gate, _ = make_rows(tokens, width, dtype, device)
+    for columns in (slice(None), slice(None, None, 2)):
+        pair = x[:, columns], gate[:, columns]
+        actual = sigmoid_gate(*pair, implementation="triton")
+        assert actual.is_contiguous()
+        assert_same_roundings(actual, sigmoid_gate(*pair, implementation="reference"))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
@@ -143,6 +166,7 @@ def test_extreme_gates(device, implementation):
     gate = torch.tensor([[-1000.0, 1000.0]], device=device)
     output = gated_norm(x, gate, weight, EPS, implementation=implementation)
     torch.testing.assert_close(output, torch.tensor([[0.0, 1.0]], device=device))
+    assert sigmoid_gate(x, gate, implementation=implementation).tolist() == [[0.0, 1.0]]
 
 
 @pytest.mark.gpu
@@ -164,3 +188,10 @@ def test_mean_square_part_at_real_size(device, tokens, width, dtype):
 @real_sizes
 def test_scaled_add_norm_at_real_size(device, tokens, width, dtype):
     check_scaled_add_norm(tokens, width, dtype, device)
+
+
+@pytest.mark.gpu
+@dtypes
+@real_sizes
+def test_sigmoid_gate_at_real_size(device, tokens, width, dtype):
+    check_sigmoid_gate(tokens, width, dtype, device)

@@ -37,7 +37,7 @@ def lightning_chunk(
     log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better (on a
     GPU with TF32 products). Raises ValueError or TypeError on a shape or dtype that does not fit.
     """
-    _check(q, k, v, states, state_slots, snapshot_slots, log_decay)
+    check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)
     check_shapes(
         {"B": state_slots.shape[0], "B+1": state_slots.shape[0] + 1},
         query_start=(query_start, "B+1"),
@@ -66,13 +66,22 @@ def lightning_recurrent(
 
     The state after the row is stored in ``snapshot_slots[b]`` too unless that is −1.
     """
-    _check(q, k, v, states, state_slots, snapshot_slots, log_decay)
+    check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)
     check_shapes({"B": q.shape[0]}, state_slots=(state_slots, "B"))
     module = implementation_of(__name__, implementation, q)
     return module.lightning_recurrent(q, k, v, states, state_slots, snapshot_slots, log_decay, scale)
 
 
-def _check(q, k, v, states, state_slots, snapshot_slots, log_decay) -> None:
+def check_arguments(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    log_decay: torch.Tensor,
+) -> None:
+    """Raise ValueError or TypeError unless these fit the contracts of lightning attention."""
     check_shapes(
         q=(q, "T H D"),
         k=(k, "T H D"),

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sala_kernels.qk_norm_rope.common import round_and_weigh
+
 HEADS_PER_PROGRAM = 16
 
 
@@ -130,16 +132,11 @@ def _norm_rope_heads(
     mean_square = (tl.sum(b_first * b_first, axis=1) + tl.sum(b_second * b_second, axis=1)) / (2 * HALF)
     b_factor = tl.rsqrt(mean_square + eps)[:, None]
 
-    b_first = _round_and_weigh(b_first * b_factor, tl.load(p_weight + o_dim, mask=m_dim, other=0.0))
-    b_second = _round_and_weigh(b_second * b_factor, tl.load(p_weight + HALF + o_dim, mask=m_dim, other=0.0))
+    b_weight = tl.load(p_weight + o_dim, mask=m_dim, other=0.0)
+    b_first = round_and_weigh(b_first * b_factor, b_weight[None, :])
+    b_weight = tl.load(p_weight + HALF + o_dim, mask=m_dim, other=0.0)
+    b_second = round_and_weigh(b_second * b_factor, b_weight[None, :])
     dtype = p_output.dtype.element_ty
     p_rotated = p_output + o_head[:, None] * (2 * HALF) + o_dim[None, :]
     tl.store(p_rotated, (b_first * b_cos[None, :] - b_second * b_sin[None, :]).to(dtype), mask=m_head)
     tl.store(p_rotated + HALF, (b_second * b_cos[None, :] + b_first * b_sin[None, :]).to(dtype), mask=m_head)
-
-
-@triton.jit
-def _round_and_weigh(b_normed, b_weight):
-    """Round to the dtype of the weight, multiply by it, round again; back in float32."""
-    b_rounded = b_normed.to(b_weight.dtype).to(tl.float32)
-    return (b_rounded * b_weight.to(tl.float32)[None, :]).to(b_weight.dtype).to(tl.float32)

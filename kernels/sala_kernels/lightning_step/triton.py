@@ -1,0 +1,141 @@
+"""lightning_step on a GPU: one launch, a program per request, head and slice of the value dimension.
+
+The state is nearly all of the traffic. While its slice of it is on the way, every program normalises and rotates q and
+k of its head by itself: the few programs of a head repeat that work, and nothing is exchanged between them.
+
+Several rows per request, with the state after each in a slot of its own, would be a loop around what follows the load
+of the state: the slice stays in registers from row to row, and snapshot_slots would become [B, rows].
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from sala_kernels.contract import check_dtypes
+from sala_kernels.qk_norm_rope.common import round_and_weigh
+
+VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 heads of 128 are 128 programs per request
+
+
+def lightning_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    positions: torch.Tensor,
+    inv_freq: torch.Tensor,
+    eps: float,
+    states: torch.Tensor,
+    state_slots: torch.Tensor,
+    snapshot_slots: torch.Tensor,
+    log_decay: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    check_dtypes(torch.float32, states=states)
+    requests, heads, dim = q.shape
+    columns = min(dim, VALUE_COLUMNS)
+    output = q.new_empty(q.shape)
+    _step_kernel[(dim // columns, heads, requests)](
+        q,
+        k,
+        v,
+        output,
+        q_weight.contiguous(),
+        k_weight.contiguous(),
+        positions.contiguous(),
+        inv_freq.contiguous(),
+        eps,
+        states,
+        state_slots.contiguous(),
+        snapshot_slots.contiguous(),
+        log_decay.contiguous(),
+        scale,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        states.stride(0),
+        D=dim,
+        BV=columns,
+        num_warps=4,
+    )
+    return output
+
+
+@triton.jit
+def _step_kernel(
+    p_q,
+    p_k,
+    p_v,
+    p_output,
+    p_q_weight,
+    p_k_weight,
+    p_positions,
+    p_inv_freq,
+    eps,
+    p_states,
+    p_state_slots,
+    p_snapshot_slots,
+    p_log_decay,
+    scale,
+    q_stride,
+    k_stride,
+    v_stride,
+    slot_stride,
+    D: tl.constexpr,
+    BV: tl.constexpr,
+):
+    i_head, i_request = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_column = tl.program_id(0) * BV
+    o_dim, o_column = tl.arange(0, D), tl.arange(0, BV)
+    # All loads come first, so that their latencies overlap.
+    slot = tl.load(p_state_slots + i_request)
+    snapshot_slot = tl.load(p_snapshot_slots + i_request)
+    log_decay = tl.load(p_log_decay + i_head)
+    position = tl.load(p_positions + i_request)
+    b_inv_freq = tl.load(p_inv_freq + o_dim % (D // 2))
+    q_pairs = _load_pairs(p_q + i_request * q_stride + i_head * D, D)
+    k_pairs = _load_pairs(p_k + i_request * k_stride + i_head * D, D)
+    q_weights, k_weights = _load_pairs(p_q_weight, D), _load_pairs(p_k_weight, D)
+    b_v = tl.load(p_v + i_request * v_stride + i_head * D + i_column + o_column)
+    p_output += (i_request * tl.num_programs(1) + i_head) * D + i_column
+
+    if slot < 0:
+        tl.store(p_output + o_column, tl.zeros([BV], dtype=p_output.dtype.element_ty))
+    else:
+        i_state = i_head * D * D + i_column
+        o_state = o_dim[:, None] * D + o_column[None, :]
+        p_state = p_states + slot.to(tl.int64) * slot_stride + i_state
+        b_state = tl.load(p_state + o_state)
+
+        # Positions reach a million and more radians: on CUDA tl.cos and tl.sin are libdevice's, which reduce exactly.
+        angle = position.to(tl.float32) * b_inv_freq
+        b_cos, b_sin = tl.cos(angle), tl.sin(angle)
+        b_q = _norm_rope(q_pairs, q_weights, b_cos, b_sin, eps, D)
+        b_k = _norm_rope(k_pairs, k_weights, b_cos, b_sin, eps, D)
+
+        b_state = tl.exp(log_decay) * b_state + b_k[:, None] * b_v.to(tl.float32)[None, :]
+        b_output = tl.sum(b_q[:, None] * b_state, axis=0) * scale
+        tl.store(p_output + o_column, b_output.to(p_output.dtype.element_ty))
+        tl.store(p_state + o_state, b_state)
+        if snapshot_slot >= 0:
+            tl.store(p_states + snapshot_slot.to(tl.int64) * slot_stride + i_state + o_state, b_state)
+
+
+@triton.jit
+def _load_pairs(p_x, D: tl.constexpr):
+    """D elements, and for each the one that it rotates with."""
+    o_dim = tl.arange(0, D)
+    return tl.load(p_x + o_dim), tl.load(p_x + (o_dim + D // 2) % D)
+
+
+@triton.jit
+def _norm_rope(pairs, weights, b_cos, b_sin, eps, D: tl.constexpr):
+    """One head as qk_norm_rope leaves it, in float32."""
+    b_x, b_pair = pairs[0].to(tl.float32), pairs[1].to(tl.float32)
+    # Half by half, as qk_norm_rope sums.
+    b_squares = tl.reshape(b_x * b_x, [2, D // 2])
+    factor = tl.rsqrt(tl.sum(tl.sum(b_squares, axis=1), axis=0) / D + eps)
+    b_x, b_pair = round_and_weigh(b_x * factor, weights[0]), round_and_weigh(b_pair * factor, weights[1])
+    b_turned = tl.where(tl.arange(0, D) < D // 2, -b_pair, b_pair)
+    return (b_x * b_cos + b_turned * b_sin).to(weights[0].dtype).to(tl.float32)
