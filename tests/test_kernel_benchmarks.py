@@ -1,6 +1,7 @@
 """The kernel benchmark without a GPU: floors counted by hand, inputs, checks, the report, and a run at tiny sizes."""
 
 import csv
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -190,6 +191,7 @@ def test_choice_of_rows():
         ["fla"],
         ["fla"],
     ]
+    assert [case.operator for case, _ in choose(cases, [], ["segments"], CPU)] == ["lightning_chunk"] * 2
     with pytest.raises(ValueError, match="--implementations: no operator has 'cutlass'"):
         choose(cases, [], ["cutlass"], CPU)
     with pytest.raises(ValueError, match=r"--only: no row has 'encode'; allowed are parts of:\nselect_blocks prefill"):
@@ -233,7 +235,7 @@ def test_a_case_that_fails_does_not_end_the_run(tmp_path, capsys):
     bad = replace(good, name="bad", build=lambda setting: replace(good.build(setting), check=wrong))
     run = Run(SETTING, Results(tmp_path / "out.csv", CPU))
     run.all([(case, case.rows([], CPU)) for case in (bad, good)])
-    assert run.failed == ["sigmoid_gate bad torch"]
+    assert run.failed == ["sigmoid_gate bad reference"]
     assert [row.case.operator for row in run.rows] == ["copy", "matmul", "sigmoid_gate"]
     assert "wrong result" in capsys.readouterr().err
 
@@ -283,3 +285,16 @@ def test_memory_of_the_released_model():
     assert sizes["keys and values"] == 3 * 2**20 * 8192 and sizes["compressed keys"] == 3 * 2**20 * 320
     assert sizes["states of running requests"] == 3 * 5 * 48 * 2**20
     assert sizes["snapshots of their prompts"] == 3 * 128 * 48 * 2**20
+
+
+def test_compiled_kernels(tmp_path):
+    """Triton and ptxas need no GPU; their answer depends on their versions, but the fused step is far from spilling."""
+    output = tmp_path / "compiled.csv"
+    command = [sys.executable, "benchmarks/compiled.py", "--only", "lightning_step", "--output", str(output)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with output.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["kernel"] == "_step_kernel" and row["spill_bytes"] == "0"
+    assert 0 < int(row["registers"]) < 128 and int(row["per_sm"]) >= 4

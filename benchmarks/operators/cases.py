@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -72,8 +73,10 @@ class Case:
 
 
 def has(operator: str, name: str) -> bool:
-    """Whether ``operator`` of sala_kernels has an implementation called ``name``."""
-    return find_spec(f"sala_kernels.{operator}.{name}") is not None
+    """Whether ``operator``, a package of sala_kernels or one function of it, has an implementation called ``name``."""
+    package, _, function = operator.partition(".")
+    module = f"sala_kernels.{package}.{name}"
+    return find_spec(module) is not None and (not function or hasattr(import_module(module), function))
 
 
 def serving(device: torch.device) -> Choice:

@@ -1,11 +1,13 @@
 """Cases of the operators that treat every row by itself, and of the ceilings that all cases are compared with."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from sala_kernels.gated_norm import gated_norm
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.sigmoid_gate import sigmoid_gate
 
 from . import floors
 from .cases import Case, Choice, Target, Work
@@ -35,7 +37,7 @@ def cases(sizes: Sizes) -> list[Case]:
         row_wise("qk_norm_rope", operators=("qk_norm_rope",), build=norm_rope),
         row_wise("gated_norm", operators=("gated_norm",), build=gate_norm),
         row_wise("scaled_add_norm", operators=("scaled_add_norm",), build=add_norm),
-        row_wise("sigmoid_gate", operators=(), build=sigmoid_gate),
+        row_wise("sigmoid_gate", operators=("sigmoid_gate",), build=gate, peers=("torch",)),
     ]
 
 
@@ -91,8 +93,8 @@ def add_norm(setting: Setting) -> Work:
     return _work(floor, "scaled_add_norm", scaled_add_norm, inputs)
 
 
-def sigmoid_gate(setting: Setting) -> Work:
-    """The output gate of the sparse layers as the model computes it; the gate is the last part of a projection."""
+def gate(setting: Setting) -> Work:
+    """The output gate of the sparse layers; the gate is the last part of a projection. The model computes the peer."""
     sizes, tokens = setting.sizes, setting.sizes.chunk_tokens
     floor = floors.row_wise(tokens, sizes.width, read=2, written=1)
     projected = 2 * sizes.width + 2 * sizes.kv_heads * sizes.head_dim
@@ -100,7 +102,8 @@ def sigmoid_gate(setting: Setting) -> Work:
         (setting.random(tokens, sizes.width), setting.random(tokens, projected)[:, -sizes.width :])
         for _ in range(setting.sets(floor.read_bytes))
     ]
-    return Work(floor, lambda choice: [partial(lambda x, gate: x * gate.sigmoid(), *pair) for pair in inputs])
+    work = _work(floor, "sigmoid_gate", sigmoid_gate, inputs)
+    return replace(work, peers={"torch": lambda: [partial(lambda x, gate: x * gate.sigmoid(), *x) for x in inputs]})
 
 
 def _work(floor: floors.Floor, name: str, operator, inputs: list[tuple]) -> Work:

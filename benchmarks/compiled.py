@@ -1,0 +1,140 @@
+"""Registers, spills and shared memory of kernels as compiled for sm_90, as CSV. Needs no GPU.
+
+    python benchmarks/compiled.py --output benchmarks/results/compiled.csv
+
+Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled. The
+programs that fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame
+also holds the table by which libdevice reduces the arguments of sine and cosine.
+"""
+
+import argparse
+import csv
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+from sala_kernels.gated_norm import gated_norm
+from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning_step import lightning_step
+from sala_kernels.qk_norm_rope import qk_norm_rope
+from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.sigmoid_gate import sigmoid_gate
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+HEADS, DIM, WIDTH, PROJECTED = 32, 128, 4096, 4 * 4096
+TOKENS, REQUESTS = 8192, 32
+REGISTERS, SHARED_BYTES, THREADS, PROGRAMS = 65_536, 233_472, 2048, 32  # of a multiprocessor
+COLUMNS = "operator", "kernel", "warps", "stages", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "per_sm"
+
+
+class NoDevice:
+    """Stands in for Triton's driver: compiles for a Hopper GPU and has none."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(call: Callable[[], object]) -> list:
+    """The kernels that ``call`` would launch."""
+    kernels, run = [], JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
+        return kernels[-1]
+
+    driver.set_active(NoDevice())
+    JITFunction.run = compile_only
+    try:
+        call()
+    finally:
+        JITFunction.run = run
+    return kernels
+
+
+def measures(kernel) -> tuple:
+    """What COLUMNS name, from the kernel on."""
+    text, meta = kernel.asm["ptx"], kernel.metadata
+    target = re.search(r"^\.target (\w+)", text, re.MULTILINE)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(text)
+        file.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack.* (\d+) bytes spill.* (\d+) bytes", log).groups())
+    registers, threads = int(re.search(r"Used (\d+) registers", log)[1]), 32 * meta.num_warps
+    fit = REGISTERS // (-(-registers // 8) * 8 * threads), SHARED_BYTES // (meta.shared + 1024), THREADS // threads
+    sizes = registers, stores + loads, stack, meta.shared, min(*fit, PROGRAMS)
+    return meta.name, meta.num_warps, meta.num_stages, *sizes
+
+
+def operators() -> dict[str, Callable[[], object]]:
+    """Calls by name. Their inputs are never read."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def ints(*values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    def projection(rows: int) -> tuple[torch.Tensor, ...]:
+        return empty(rows, PROJECTED).view(rows, 4, HEADS, DIM).unbind(1)
+
+    weight, head_weight, decay = empty(WIDTH), empty(DIM), empty(HEADS, dtype=torch.float32)
+    states = empty(REQUESTS, HEADS, DIM, DIM, dtype=torch.float32)
+    slots = ints(*range(REQUESTS))
+    chunk = ints(0), ints(0, TOKENS), ints(-1), ints(0), decay, 1.0
+    step = slots, slots, decay, 1.0
+    q, k, v, _ = projection(TOKENS)
+    q_step, k_step, v_step, _ = projection(REQUESTS)
+    angles = slots, empty(DIM // 2, dtype=torch.float32)
+    rows, gate = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:]
+    turned = [empty(TOKENS, HEADS, DIM) for _ in range(2)]
+    turned_step = [empty(REQUESTS, HEADS, DIM) for _ in range(2)]
+    how = {"implementation": "triton"}
+    return {
+        "lightning_chunk": lambda: lightning_chunk(*turned, v, states, *chunk, **how),
+        "lightning_chunk segments": lambda: lightning_chunk(*turned, v, states, *chunk, implementation="segments"),
+        "lightning_recurrent": lambda: lightning_recurrent(*turned_step, v_step, states, *step, **how),
+        "lightning_step": lambda: lightning_step(
+            q_step, k_step, v_step, head_weight, head_weight, *angles, 1e-6, states, *step, **how
+        ),
+        "qk_norm_rope": lambda: qk_norm_rope(
+            q, k, head_weight, head_weight, torch.arange(TOKENS), angles[1], 1e-6, **how
+        ),
+        "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, **how),
+        "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, **how),
+        "sigmoid_gate": lambda: sigmoid_gate(rows, gate, **how),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="CSV file; rows are appended")
+    parser.add_argument("--only", default="", help="operators whose name contains this")
+    options = parser.parse_args()
+    new = not options.output.exists()
+    with options.output.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow((*COLUMNS, "triton"))
+        for name, call in operators().items():
+            for kernel in compiled(call) if options.only in name else ():
+                row = name, *measures(kernel)
+                writer.writerow((*row, triton.__version__))
+                print(f"{row[0]:26} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
