@@ -2,7 +2,7 @@
 
 Three launches: every segment but a request's last sums its own keys and values, as if the state before it were 0;
 a scan over the segments of a request turns the sums into the states before them; every segment walks its chunks
-from there. The scratch between them is one state [H, D, D] per segment.
+from there. The scratch between them holds a state [H, D, D] for every segment of a request that has several.
 
 Blocks of values, states and outputs lie transposed, value columns first. The state is then the left factor of the
 products, which the tensor cores take from the registers that held it as a result.
@@ -20,6 +20,7 @@ from sala_kernels.row_tiles import LOG2_E, find_request, first_tile, tile_count
 SEGMENT_TOKENS = 1024  # one for all batches: the result of a prompt must not depend on what else is in the batch
 STATE_ELEMENTS = 8192  # of a program with 4 warps: 64 registers of a thread
 SCAN_ELEMENTS = 4096
+BASE_2 = tl.constexpr(LOG2_E)  # kernels compute powers of two
 
 
 def lightning_chunk(
@@ -49,7 +50,7 @@ def lightning_chunk(
         query_start.contiguous(),
         requests,
         tokens,
-        (log_decay * LOG2_E).contiguous(),
+        log_decay.contiguous(),
     )
     sizes = {"D": dim, "BV": columns, "CHUNK": CHUNK_TOKENS, "SEGMENT": SEGMENT_TOKENS}
     # Two buffers of the rows of a chunk fit into shared memory up to 256 bytes per row.
@@ -57,7 +58,7 @@ def lightning_chunk(
     options = {"PRECISION": product_precision(q), "num_warps": 4, "num_stages": stages}
     before = states
     if tokens > SEGMENT_TOKENS:  # otherwise no request has a second segment
-        before = states.new_empty(tiles, heads, dim, dim)
+        before = states.new_empty(2 * triton.cdiv(tokens, SEGMENT_TOKENS), heads, dim, dim)
         _sum_kernel[grid](k, v, before, *batch, k.stride(0), v.stride(0), **sizes, **options)
         elements = min(dim * dim, SCAN_ELEMENTS)
         scan_grid = dim * dim // elements, heads, requests
@@ -93,7 +94,7 @@ def _sum_kernel(
     p_query_start,
     requests,
     tokens,
-    p_log2_decay,
+    p_log_decay,
     k_stride: tl.constexpr,
     v_stride: tl.constexpr,
     D: tl.constexpr,
@@ -102,13 +103,13 @@ def _sum_kernel(
     SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sums [tiles, H, D, D]: the state after each segment that is not its request's last, if it began with 0."""
+    """Sums [places, H, D, D]: the state after each segment that is not its request's last, if it began with 0."""
     i_head, i_tile = tl.program_id(1), tl.program_id(2)
     o_dim, o_row, o_column = tl.arange(0, D), tl.arange(0, CHUNK), tl.arange(0, BV)
-    _, slot, _, end, begin = _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT)
+    _, slot, start, end, begin = _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT)
     i_column = tl.program_id(0) * BV
     if (slot >= 0) & (begin + SEGMENT < end):
-        log2_decay = tl.load(p_log2_decay + i_head)
+        log2_decay = tl.load(p_log_decay + i_head) * BASE_2
         b_sum = tl.zeros([BV, D], dtype=tl.float32)
         for done in range(0, SEGMENT, CHUNK):
             i_first = (begin + done).to(tl.int64)
@@ -117,7 +118,8 @@ def _sum_kernel(
             b_v = tl.load(p_column + (o_row[None, :] * v_stride + o_column[:, None]))
             b_until_end = tl.exp2(log2_decay * (SEGMENT - 1 - done - o_row))
             b_sum = dot_float32(b_v.to(tl.float32) * b_until_end[None, :], b_k, PRECISION, b_sum)
-        p_sum = p_sums + (i_tile.to(tl.int64) * tl.num_programs(1) + i_head) * D * D + i_column
+        i_state = (_place(begin, start, SEGMENT).to(tl.int64) * tl.num_programs(1) + i_head) * D * D
+        p_sum = p_sums + i_state + i_column
         tl.store(p_sum + (o_dim[None, :] * D + o_column[:, None]), b_sum)
 
 
@@ -130,7 +132,7 @@ def _scan_kernel(
     p_query_start,
     requests,
     tokens,
-    p_log2_decay,
+    p_log_decay,
     STATE: tl.constexpr,
     BLOCK: tl.constexpr,
     SEGMENT: tl.constexpr,
@@ -142,16 +144,14 @@ def _scan_kernel(
     slot = tl.load(p_state_slots + i_request)
     start, end = tl.load(p_query_start + i_request), tl.load(p_query_start + i_request + 1)
     if (slot >= 0) & (end - start > SEGMENT):
-        tile_stride = tl.num_programs(1) * STATE
-        p_sum = p_sums + first_tile(i_request, start, SEGMENT).to(tl.int64) * tile_stride + i_element
-        factor = tl.exp2(tl.load(p_log2_decay + i_head) * SEGMENT)
+        factor = tl.exp2(tl.load(p_log_decay + i_head) * BASE_2 * SEGMENT)
         b_state = tl.load(p_states + slot.to(tl.int64) * slot_stride + i_element + o_element)
-        for _ in range(start + SEGMENT, end, SEGMENT):
-            b_sum = tl.load(p_sum + o_element)
-            tl.store(p_sum + o_element, b_state)
+        for begin in range(start, end, SEGMENT):
+            i_place = _place(begin, start, SEGMENT).to(tl.int64)
+            p_sum = p_sums + i_place * tl.num_programs(1) * STATE + i_element + o_element
+            b_sum = tl.load(p_sum, mask=begin + SEGMENT < end, other=0.0)  # the last segment has none
+            tl.store(p_sum, b_state)
             b_state = factor * b_state + b_sum
-            p_sum += tile_stride
-        tl.store(p_sum + o_element, b_state)
 
 
 @triton.jit
@@ -167,7 +167,7 @@ def _walk_kernel(
     p_query_start,
     requests,
     tokens,
-    p_log2_decay,
+    p_log_decay,
     p_snapshot_slots,
     p_snapshot_tokens,
     scale,
@@ -199,7 +199,7 @@ def _walk_kernel(
         i_state = i_head * D * D + i_column
         o_state = o_dim[None, :] * D + o_column[:, None]
         if end - start > SEGMENT:
-            p_before += i_tile.to(tl.int64) * tl.num_programs(1) * D * D + i_state
+            p_before += _place(begin, start, SEGMENT).to(tl.int64) * tl.num_programs(1) * D * D + i_state
         else:
             p_before = p_states + slot.to(tl.int64) * slot_stride + i_state
         b_state = tl.load(p_before + o_state)
@@ -211,7 +211,7 @@ def _walk_kernel(
         pause, pause_slot = tl.where(passes, snapshot_row, begin), tl.where(passes, snapshot_slot, -1)
         stop_slot = tl.where(stop == end, slot, -1)
 
-        log2_decay = tl.load(p_log2_decay + i_head)
+        log2_decay = tl.load(p_log_decay + i_head) * BASE_2
         pointers = (
             p_q + i_head * D + o_dim[None, :],
             p_k + i_head * D + o_dim[None, :],
@@ -280,3 +280,12 @@ def _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT: tl
     start = tl.load(p_query_start + i_request)
     end = tl.load(p_query_start + i_request + 1, mask=m_request, other=tokens)
     return i_request, slot, start, end, start + (i_tile - first_tile(i_request, start, SEGMENT)) * SEGMENT
+
+
+@triton.jit
+def _place(begin, start, SEGMENT: tl.constexpr):
+    """Where the scratch has the segment that begins at row ``begin`` of a request that begins at ``start``.
+
+    Among requests of several segments, at most one first and one later segment begin within SEGMENT aligned rows.
+    """
+    return 2 * (begin // SEGMENT) + (begin > start)
