@@ -5,7 +5,7 @@ would silently serve SGLang's own implementation. Therefore every failure ends t
 the attention backend has a name that only this plugin provides, and both the frontend (``_adjust_arguments``)
 and every worker (``_create_sparse_backend``) check that what will serve is this package.
 
-Touches on SGLang, in two steps because importing its model executor takes long and only workers need it:
+Touches on SGLang, in steps because importing its managers takes long and not every process needs them:
 
 frontend and every other process, from the entry point ``sglang.srt.plugins``:
   config registry        our config class for ``model_type: minicpm_sala``
@@ -16,17 +16,20 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
   resolution hook        page size, refusals, and the frontend's check
   argument parser        ``--dense-as-sparse``, which the published command lines use
   cpu_host.HOOKS         on machines without CUDA
+frontend, when the arguments name this model:
+  request checks         FastAPI's parsing of a body, SGLang's conversion, normalizing and tokenizing of a request
 workers, when the model is built:
   attention registry     factory of ``sala``, with the worker's check
   KV pool                pool class with compressed keys, and their bytes in the size of a token
   prefix cache           keys that keep dense and sparse prompts apart, chunks and snapshots of whole pages
+  request checks         logits where masks leave no token, and the error for a grammar that no token fits
 """
 
 import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache
+from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache, request_checks
 from sala_sglang.config import SALAConfig
 from sala_sglang.sharding import check_tensor_parallel
 
@@ -91,11 +94,22 @@ def prepare_worker(config: SALAConfig) -> None:
         _cell_size,
         HookType.AFTER,
     )
-    for target, function in prefix_cache.hooks(config).items():
-        _hook(target, function, HookType.AROUND)
+    _hook_around(prefix_cache.hooks(config) | request_checks.worker_hooks())
     HookRegistry.apply_hooks()
     _check_hooks()
     _done.add("worker")
+
+
+def _prepare_frontend() -> None:
+    """The touches that only the process of the HTTP server needs. Idempotent."""
+    if "frontend" in _done:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    _hook_around(request_checks.hooks())
+    HookRegistry.apply_hooks()
+    _check_hooks()
+    _done.add("frontend")
 
 
 def _warn_of_untested_version() -> None:
@@ -133,8 +147,7 @@ def _register() -> None:
     _hook("sglang.srt.server_args.ServerArgs.add_cli_args", _add_cli_args, HookType.AFTER)
     _hook("sglang.srt.server_args.ServerArgs.from_cli_args", _from_cli_args, HookType.AROUND)
     if cpu_host.without_cuda():
-        for target, function in cpu_host.HOOKS.items():
-            _hook(target, function, HookType.AROUND)
+        _hook_around(cpu_host.HOOKS)
     # SGLang applies the hooks when all plugins have registered theirs.
 
 
@@ -152,6 +165,13 @@ def _hook(target: str, function, hook_type) -> None:
 
     HookRegistry.register(target, function, hook_type)
     _hook_targets.add(target)
+
+
+def _hook_around(functions: dict[str, Any]) -> None:
+    from sglang.srt.plugins.hook_registry import HookType
+
+    for target, function in functions.items():
+        _hook(target, function, HookType.AROUND)
 
 
 def _check_hooks() -> None:
@@ -191,6 +211,7 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     options.snapshot_spacing_tokens()
     _declare_sizes(server_args, config)
     previous(server_args)
+    _prepare_frontend()
     if resolution_result(server_args, "attention_backend") != BACKEND:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
 
