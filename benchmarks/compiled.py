@@ -2,8 +2,9 @@
 
     python benchmarks/compiled.py --output benchmarks/results/compiled.csv
 
-Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled. The
-programs that fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame
+Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled: the
+sparse ones for a prefill chunk and for a decode step of a server with a context of a million tokens. The programs that
+fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame
 also holds the table by which libdevice reduces the arguments of sine and cosine.
 """
 
@@ -17,18 +18,23 @@ from pathlib import Path
 
 import torch
 import triton
+from sala_kernels.compress_keys import compress_keys
 from sala_kernels.gated_norm import gated_norm
+from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk, lightning_recurrent
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.sparse_attention import sparse_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-HEADS, DIM, WIDTH, PROJECTED = 32, 128, 4096, 4 * 4096
-TOKENS, REQUESTS = 8192, 32
+HEADS, KV_HEADS, DIM, WIDTH, PROJECTED = 32, 2, 128, 4096, 4 * 4096
+TOKENS, REQUESTS, CONTEXT = 8192, 32, 2**20
+GEOMETRY = SparseGeometry()
 REGISTERS, SHARED_BYTES, THREADS, PROGRAMS = 65_536, 233_472, 2048, 32  # of a multiprocessor
 COLUMNS = "operator", "kernel", "warps", "stages", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "per_sm"
 
@@ -79,14 +85,42 @@ def measures(kernel) -> tuple:
     return meta.name, meta.num_warps, meta.num_stages, *sizes
 
 
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], object]]:
+    """Calls of the sparse operators by name, for requests with ``rows`` each. Their inputs are never read."""
+    requests = len(rows)
+    batch = PagedBatch(
+        query_start=ints(0, *rows).cumsum(0).int(),
+        kv_lens=ints(*[CONTEXT] * requests),
+        sparse_from=ints(*[0] * requests),
+        request_rows=torch.arange(requests),
+        token_slots=torch.empty(1, CONTEXT, dtype=torch.int32).expand(requests, -1),
+        max_query_tokens=max(rows),
+        max_kv_tokens=CONTEXT,
+    )
+    pool = empty(2 * GEOMETRY.block_size, KV_HEADS, DIM)
+    compressed = empty(2, KV_HEADS, GEOMETRY.page_rows, DIM)
+    queries = empty(sum(rows), PROJECTED).view(sum(rows), -1, DIM)[:, :HEADS]
+    blocks = torch.empty(sum(rows), KV_HEADS, GEOMETRY.selected_blocks, dtype=torch.int32)
+    rest = batch, GEOMETRY, DIM**-0.5
+    how = {"implementation": "triton"}
+    return {
+        f"compress_keys {case}": lambda: compress_keys(pool, compressed, batch, GEOMETRY, **how),
+        f"select_blocks {case}": lambda: select_blocks(queries, compressed, *rest, **how),
+        f"select_blocks streamed {case}": lambda: select_blocks(queries, compressed, *rest, implementation="streamed"),
+        f"sparse_attention {case}": lambda: sparse_attention(queries, pool, pool, blocks, *rest, **how),
+    }
+
+
 def operators() -> dict[str, Callable[[], object]]:
     """Calls by name. Their inputs are never read."""
-
-    def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    def ints(*values: int) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32)
 
     def projection(rows: int) -> tuple[torch.Tensor, ...]:
         return empty(rows, PROJECTED).view(rows, 4, HEADS, DIM).unbind(1)
@@ -116,6 +150,8 @@ def operators() -> dict[str, Callable[[], object]]:
         "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, **how),
         "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, **how),
         "sigmoid_gate": lambda: sigmoid_gate(rows, gate, **how),
+        **sparse_operators("prefill", [TOKENS]),
+        **sparse_operators("decode", [1] * REQUESTS),
     }
 
 
@@ -130,10 +166,10 @@ def main() -> None:
         if new:
             writer.writerow((*COLUMNS, "triton"))
         for name, call in operators().items():
-            for kernel in compiled(call) if options.only in name else ():
+            for kernel in dict.fromkeys(compiled(call)) if options.only in name else ():
                 row = name, *measures(kernel)
                 writer.writerow((*row, triton.__version__))
-                print(f"{row[0]:26} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
+                print(f"{row[0]:32} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
 
 
 if __name__ == "__main__":

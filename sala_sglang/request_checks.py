@@ -24,6 +24,7 @@ MAX_SAMPLES = 1024  # of one prompt; each takes memory from the moment the reque
 # SGLang samples from (logit / repetition_penalty + bias) / temperature in float32, at temperatures of 1e-6 and more.
 # Within these bounds that is finite. Outside, probabilities are NaN, and a sampler may fail or leave the vocabulary.
 LARGEST, SMALLEST_DIVISOR = 1e20, 1e-20
+LARGEST_EMBEDDING = 1e12  # the squares of thousands of them, scaled, are added up in float32
 LARGEST_INT32 = 2**31 - 1
 LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
 
@@ -31,13 +32,15 @@ LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the divisi
 def hooks() -> dict[str, Any]:
     """SGLang's functions and what runs around them, in the process of the HTTP server."""
     openai = "sglang.srt.entrypoints.openai"
+    manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
     return {
         "fastapi.routing.solve_dependencies": parse,
         f"{openai}.serving_chat.OpenAIServingChat._convert_to_internal_request": convert,
         f"{openai}.serving_completions.OpenAIServingCompletion._convert_to_internal_request": convert,
         "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments": normalize,
         "sglang.srt.sampling.sampling_params.get_max_seq_length": stop_regex_length,
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager._create_tokenized_object": tokenize,
+        f"{manager}._init_req_state": register,
+        f"{manager}._create_tokenized_object": tokenize,
     }
 
 
@@ -46,6 +49,7 @@ def worker_hooks() -> dict[str, Any]:
     sampling = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
     results = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
     return {
+        "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": keep_embeddings_apart,
         f"{sampling}._apply_post_grammar_logits_transforms": keep_a_choice,
         f"{results}._apply_prefill_grammar": advance_grammar,
         f"{results}._accept_grammar_tokens": advance_grammar,
@@ -71,6 +75,8 @@ async def parse(original, **arguments):
     from fastapi import HTTPException
     from fastapi.exceptions import RequestValidationError
 
+    if arguments.get("body") is None:
+        return await original(**arguments)  # whatever fails is not what the client has sent
     try:
         _check_names(arguments["body"])
         return await original(**arguments)
@@ -100,9 +106,11 @@ def _refusal(where: tuple[str, ...], message: str) -> Exception:
 
 async def _fields_that_fail(original, arguments: dict[str, Any]) -> list[str]:
     """The fields of the body that cannot be parsed on their own either."""
+    if not isinstance(arguments["body"], dict):
+        return []
     failing = []
     body = json.loads(await arguments["request"].body())  # again, since validators change what they are given
-    for name, value in body.items() if isinstance(body, dict) else ():
+    for name, value in body.items():
         try:
             await original(**arguments | {"body": {name: value}})
         except Exception:
@@ -117,7 +125,7 @@ def convert(original, *args, **kwargs):
 
 
 def normalize(original, request) -> None:
-    """Defaults for what the request leaves out, and one value of each field for each prompt."""
+    """Defaults for what the request leaves out, and lists with a value for each prompt."""
     with clients_error():
         for name in ("sampling_params", "input_embeds"):
             if getattr(request, name) in ([], [[]]):
@@ -130,12 +138,18 @@ def normalize(original, request) -> None:
         for name in ("rid", "sampling_params"):
             if isinstance(value := getattr(request, name), list):
                 raise ValueError(f"{name} = {value!r} is not supported; allowed for one prompt: one value, not a list")
-        return
-    for field in fields(request):
-        value = getattr(request, field.name)
-        # Empty lists are SGLang's defaults of some fields.
-        if isinstance(value, list) and 0 < len(value) < len(request.rid):
-            raise ValueError(f"{field.name} has {len(value)} entries; allowed: one for each of {len(request.rid)}")
+
+
+def register(original, manager, request, *args, **kwargs) -> None:
+    """The request as one for each prompt, waiting for their answers."""
+    try:
+        original(manager, request, *args, **kwargs)
+    except IndexError as error:
+        values = {field.name: getattr(request, field.name) for field in fields(request)}
+        short = [name for name, value in values.items() if isinstance(value, list) and len(value) < len(request.rid)]
+        raise ValueError(
+            f"Too few entries in {', '.join(short)}; allowed: one for each of {len(request.rid)} prompts"
+        ) from error
 
 
 def stop_regex_length(original, pattern: str) -> int:
@@ -149,9 +163,9 @@ def stop_regex_length(original, pattern: str) -> int:
 def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs):
     """The message for the scheduler."""
     config = manager.model_config
-    if request.input_ids is not None:
-        _check_range("input_ids", input_ids, 0, config.vocab_size - 1)
     with clients_error():
+        if request.input_ids:
+            _check_range("input_ids", (min(input_ids), max(input_ids)), 0, config.vocab_size - 1)
         message = original(manager, request, input_text, input_ids, *args, **kwargs)
         _try_decoding(message)
     if manager.enable_metrics:
@@ -192,6 +206,7 @@ def _check_prompt(message, hidden_size: int) -> None:
         raise ValueError("The prompt is empty; allowed: at least one token")
     for row in message.input_embeds or ():
         _check_range("length of a row of input_embeds", [len(row)], hidden_size, hidden_size)
+        _check_range("input_embeds", (min(row), max(row)), -LARGEST_EMBEDDING, LARGEST_EMBEDDING)
     if not isinstance(message.positional_embed_overrides, PositionalEmbeds | None):
         raise ValueError("positional_embed_overrides is not supported; allowed: tensors, from within the process")
     for name in ("token_indices_to_pool", "multi_item_delimiter_indices"):
@@ -216,6 +231,15 @@ def _check_range(name: str, values: Iterable, lowest, highest) -> None:
             raise ValueError(f"{name} = {value!r} is not supported; allowed: {lowest} to {highest}")
 
 
+def keep_embeddings_apart(original, adder, request, *args, **kwargs):
+    """Whether a request joins the next prefill, all of which is given as embeddings or all as token ids."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    if adder.can_run_list and (request.input_embeds is None) != (adder.can_run_list[0].input_embeds is None):
+        return AddReqResult.OTHER  # it waits for the prefill after that
+    return original(adder, request, *args, **kwargs)
+
+
 def keep_a_choice(original, sampling_info, logits) -> None:
     """Biased and masked logits: where the masks leave no token, any token, so that probabilities are never NaN."""
     original(sampling_info, logits)
@@ -238,4 +262,6 @@ def advance_grammar(original, processor, *args, **kwargs):
             "structural_tag, or min_new_tokens forbids those that do"
         )
         request.to_finish = FINISH_ABORT(message, HTTPStatus.BAD_REQUEST, "BadRequestError")
+        if request.finished():  # with this token, which only looked like an end
+            request.finished_reason = request.to_finish
     return accepted

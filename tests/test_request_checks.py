@@ -13,6 +13,7 @@ from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sala_sglang import hf, request_checks
@@ -54,6 +55,21 @@ def test_parsing_names_the_field_that_a_validator_did_not_expect():
         assert error["loc"] == where and "AttributeError" in error["msg"]
 
 
+def test_parsing_refuses_bodies_that_are_no_objects():
+    for body in ([1], "a", 5):
+        with pytest.raises(RequestValidationError) as refusal:
+            parse(body, take_schema)
+        assert refusal.value.errors()[0]["loc"] == ("body",)
+
+
+def test_errors_of_routes_without_a_body_stay_what_they_are():
+    async def solve(request):
+        raise AttributeError("of the server")
+
+    with pytest.raises(AttributeError, match="of the server"):
+        asyncio.run(request_checks.parse(solve, request=None))
+
+
 def test_parsing_leaves_http_errors_alone():
     def unauthorized(body):
         raise HTTPException(401)
@@ -89,13 +105,22 @@ def test_normalizing_leaves_valid_requests_alone():
         ({"text": "a", "sampling_params": [{}]}, "sampling_params = "),
         ({"text": "a", "rid": ["name"]}, "rid = "),
         ({"input_embeds": [[]]}, "input_embeds is empty"),
-        ({"text": ["a", "b"], "lora_path": ["c"]}, "lora_path has 1 entries; allowed: one for each of 2"),
         ({"text": 5}, "cannot be read: TypeError"),
     ],
 )
 def test_normalizing_refuses(fields, words):
     with pytest.raises(ValueError, match=words):
         normalized(**fields)
+
+
+def test_lists_that_are_too_short():
+    def register(manager, request):
+        return [request[i] for i in range(len(request.rid))]
+
+    request_checks.register(register, None, normalized(text=["a", "b"], lora_path=["c", "d"]))
+    request_checks.register(register, None, normalized(text="a", sampling_params={"n": 3}, modalities=[]))
+    with pytest.raises(ValueError, match="Too few entries in lora_path; allowed: one for each of 2 prompts"):
+        request_checks.register(register, None, normalized(text=["a", "b"], lora_path=["c"]))
 
 
 def tokenized(sampling: dict | None = None, **fields) -> TokenizedGenerateReqInput:
@@ -133,6 +158,7 @@ def test_tokenizing_leaves_valid_requests_alone():
         ({}, {"input_ids": [2**64]}, "input_ids = 18446744073709551616"),
         ({}, {"input_ids": []}, "prompt is empty"),
         ({}, {"input_ids": None, "input_embeds": [[0.5] * (HIDDEN - 1)]}, "input_embeds = 7"),
+        ({}, {"input_ids": None, "input_embeds": [[1e38] * HIDDEN]}, "input_embeds = 1e\\+38"),
         ({}, {"top_logprobs_num": []}, r"\$.top_logprobs_num"),
         ({}, {"top_logprobs_num": VOCABULARY + 1}, "top_logprobs_num = 101"),
         ({}, {"logprob_start_len": -2}, "logprob_start_len = -2"),
@@ -182,20 +208,42 @@ def test_a_mask_that_leaves_nothing_leaves_a_choice():
         assert torch.equal(probabilities[1:], torch.softmax(exact[1:] / temperature, -1))
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_REQUEST), (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND)],
-)
-def test_end_of_a_grammar_is_the_clients_error(before, after):
-    request = SimpleNamespace(to_finish=None, output_ids=[1, 2])
+def ended(status: HTTPStatus, finished=None) -> SimpleNamespace:
+    """A request after a step in which SGLang ended it with ``status``."""
+    request = SimpleNamespace(to_finish=None, finished_reason=finished, output_ids=[1, 2])
+    request.finished = lambda: request.finished_reason is not None
 
     def fail(processor, req, tokens=None):
-        req.to_finish = FINISH_ABORT("not accepted", before)
+        req.to_finish = FINISH_ABORT("not accepted", status)
         return []
 
     assert request_checks.advance_grammar(fail, None, request, 5) == []
-    assert request.to_finish.status_code == after
-    request_checks.advance_grammar(fail, None, req=request)
-    assert request.to_finish.status_code == after
-    request_checks.advance_grammar(lambda processor, req: None, None, req := SimpleNamespace(to_finish=None))
-    assert req.to_finish is None
+    assert request_checks.advance_grammar(fail, None, req=request) == []
+    return request
+
+
+def test_end_of_a_grammar_is_the_clients_error():
+    request = ended(HTTPStatus.INTERNAL_SERVER_ERROR)
+    assert request.to_finish.status_code == HTTPStatus.BAD_REQUEST and request.finished_reason is None
+    assert "number 2 of the answer" in request.to_finish.message
+    request = ended(HTTPStatus.INTERNAL_SERVER_ERROR, finished="stop")
+    assert request.finished_reason.status_code == HTTPStatus.BAD_REQUEST
+
+
+def test_other_ends_stay_what_they_are():
+    request = ended(HTTPStatus.NOT_FOUND, finished="stop")
+    assert request.to_finish.status_code == HTTPStatus.NOT_FOUND and request.finished_reason == "stop"
+    request = SimpleNamespace(to_finish=None)
+    request_checks.advance_grammar(lambda processor, req: None, None, request)
+    assert request.to_finish is None
+
+
+@pytest.mark.parametrize(
+    ("already", "joining"), [([None], {"ids"}), ([[[0.5]]], {"embeddings"}), ([], {"ids", "embeddings"})]
+)
+def test_a_prefill_is_all_embeddings_or_all_ids(already, joining):
+    adder = SimpleNamespace(can_run_list=[SimpleNamespace(input_embeds=embeddings) for embeddings in already])
+    for kind, embeddings in (("ids", None), ("embeddings", [[1.0]])):
+        request = SimpleNamespace(input_embeds=embeddings)
+        answer = request_checks.keep_embeddings_apart(lambda adder, request: "added", adder, request)
+        assert answer == ("added" if kind in joining else AddReqResult.OTHER)

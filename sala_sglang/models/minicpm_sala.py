@@ -193,7 +193,8 @@ class MiniCPMSALAModel(nn.Module):
         input_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Normed hidden states [T, hidden_size]."""
-        branch = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        # Embeddings from a request arrive in bfloat16, whatever the model's dtype.
+        branch = self.embed_tokens(input_ids) if input_embeds is None else input_embeds.to(self.norm.weight.dtype)
         if forward_batch.forward_mode.is_idle():
             return branch  # no rows: nothing to compute, and no backend has a plan
         # The scaled embedding joins an empty residual stream.

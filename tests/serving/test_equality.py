@@ -4,7 +4,7 @@ On one rank or two, which then have a KV head each; test_tensor_parallel has mor
 """
 
 import pytest
-from serving.client import all_at_once, complete, random_prompt, stream
+from serving.client import all_at_once, complete, generate, random_prompt, stream
 from serving.oracle import Oracle
 
 # float32 on both sides: what is left is the order of sums, about 1e-6 in a log-probability. A selection that this
@@ -71,6 +71,16 @@ def test_shared_prefix(server, oracle):
     for seed in (5, 6):
         prompt = prefix + random_prompt(150, vocabulary, seed)
         oracle.check(prompt, complete(server.client, prompt, NEW_TOKENS), TOLERANCE)
+
+
+def test_embeddings_next_to_token_ids(server, oracle, arguments):
+    if "--disable-radix-cache" not in arguments:
+        pytest.skip("SGLang takes embeddings only where it caches no prefixes")
+    embeddings = oracle.model.get_input_embeddings().weight.detach()
+    prompts = [random_prompt(length, oracle.model.config.vocab_size, seed=7) for length in (70, 75, 130, 64, 520, 300)]
+    given = [embeddings[prompt].tolist() if i % 2 else prompt for i, prompt in enumerate(prompts)]
+    for prompt, (answer, _) in zip(prompts, all_at_once(generate, server, given, NEW_TOKENS), strict=True):
+        oracle.check(prompt, answer, TOLERANCE)
 
 
 def test_nothing_is_held_afterwards(server):

@@ -51,6 +51,8 @@ ENDS_THE_SERVER = [
     (GENERATE, {"text": "a", "token_indices_to_pool": []}, "token_indices_to_pool is empty"),
     (GENERATE, {"input_ids": [1, 2], "token_indices_to_pool": [2]}, "token_indices_to_pool = 2"),
     (GENERATE, {"text": "a", "sampling_params": {"custom_params": {"a": [[1]]}}}, "sampling_params.custom_params"),
+    (GENERATE, {"text": "a", "sampling_params": SHORT | {"ebnf": "root ::= root", "top_k": 5}}, "ebnf"),
+    (GENERATE, {"text": "a", "sampling_params": SHORT | {"ebnf": 'root ::= "a" x\nx ::= x', "top_k": 5}}, "ebnf"),
     (
         GENERATE,
         {"text": "a", "sampling_params": {"regex": "a", "min_new_tokens": 3, "max_new_tokens": 4, "top_p": 0.9}},
@@ -68,7 +70,7 @@ FAILS = [
     (GENERATE, {"text": "a", "rid": []}, "rid = []"),
     (GENERATE, {"text": "a", "sampling_params": []}, "sampling_params is empty"),
     (GENERATE, {"text": "a", "sampling_params": {"n": None}}, "n = None"),
-    (GENERATE, {"text": ["a", "b"], "top_logprobs_num": [1]}, "top_logprobs_num has 1 entries"),
+    (GENERATE, {"text": ["a", "b"], "top_logprobs_num": [1]}, "Too few entries in top_logprobs_num"),
     (GENERATE, {"text": "a", "session_params": {"unknown": 1}}, "unknown"),
     (GENERATE, {"input_embeds": []}, "input_embeds is empty"),
     (GENERATE, {"text": "a", "sampling_params": SHORT | {"json_schema": '{"$ref": "#"}'}}, "json_schema"),
