@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ import torch
 
 START_SECONDS = 600  # a server that ends is noticed at once; imports alone take minutes on a busy machine
 STOP_SECONDS = 20
+PORTS = 20_000, 32_768
 # At rest SGLang publishes its gauges at least every 30 seconds. With a decode report at every step it also does so
 # as soon as the last request has ended.
 GAUGE_SECONDS = 40
@@ -45,6 +47,18 @@ def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
     return {"SGLANG_CPU_OMP_THREADS_BIND": cores, "TORCH_COMPILE_DISABLE": "1"}
 
 
+def free_port() -> int:
+    """A port that nothing listens on, outside the range from which systems give ports to outgoing connections.
+
+    One of those could be taken by anybody in the minute or more until the server binds it.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Server:
     """``python -m sglang.launch_server`` on a free port, as a context manager.
 
@@ -60,9 +74,7 @@ class Server:
         environment: dict[str, str] | None = None,
         program: tuple[str, ...] = ("-m", "sglang.launch_server"),
     ):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [sys.executable, *program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), *SERVER_ARGUMENTS, *arguments]
