@@ -114,7 +114,6 @@ def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], objec
     return {
         f"compress_keys {case}": lambda: compress_keys(pool, compressed, batch, GEOMETRY, **how),
         f"select_blocks {case}": lambda: select_blocks(queries, compressed, *rest, **how),
-        f"select_blocks streamed {case}": lambda: select_blocks(queries, compressed, *rest, implementation="streamed"),
         f"sparse_attention {case}": lambda: sparse_attention(queries, pool, pool, blocks, *rest, **how),
     }
 

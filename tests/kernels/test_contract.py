@@ -22,7 +22,7 @@ from sala_kernels.sparse_attention import sparse_attention
 
 KERNELS = Path(sala_kernels.__file__).parent
 SOURCES = sorted(KERNELS.rglob("*.py"))
-IMPLEMENTATIONS = {"reference", "triton", "segments", "streamed"}
+IMPLEMENTATIONS = {"reference", "triton", "segments"}
 ALLOWED_IMPORTS = {"torch", "triton", "tilelang", "sala_kernels", *sys.stdlib_module_names}
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from sala_kernels.layout import COARSE_FACTOR, PagedBatch, SparseGeometry
 
-CHUNK_TOKENS = 32  # tokens of a window in registers at a time
+CHUNK_TOKENS = 64  # tokens of a window that are loaded at a time, at most
 
 
 def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry) -> None:
@@ -28,7 +28,7 @@ def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatc
         BLOCK=geometry.block_size,
         FINE_ROWS=geometry.fine_rows,
         COARSE_ROWS=geometry.coarse_rows,
-        CHUNK=min(stride, CHUNK_TOKENS),
+        CHUNK=min(geometry.kernel_size & -geometry.kernel_size, CHUNK_TOKENS),
         D=keys.shape[2],
         num_warps=4,
     )
@@ -95,7 +95,7 @@ def _window_mean(
 ):
     """Mean of the SIZE keys before token ``end``, [D] float32."""
     b_sum = tl.zeros([CHUNK, D], tl.float32)
-    for i_token in range(0, SIZE, CHUNK):
+    for i_token in tl.static_range(0, SIZE, CHUNK):  # unrolled: the loads do not wait for each other
         slots = tl.load(p_tokens + end - SIZE + i_token + tl.arange(0, CHUNK)).to(tl.int64)
         b_sum += tl.load(p_head + slots[:, None] * key_slot_stride).to(tl.float32)
     return tl.sum(b_sum, 0) / SIZE

@@ -29,5 +29,5 @@ def select_blocks(
     sizes = check_shapes({"R": geometry.page_rows}, queries=(queries, "T Hq D"), compressed=(compressed, "_ Hkv R D"))
     check_groups(sizes["Hq"], sizes["Hkv"])
     check_dtypes(queries.dtype, compressed=compressed)
-    module = implementation_of(__name__, implementation, queries, ("reference", "triton", "streamed"))
+    module = implementation_of(__name__, implementation, queries)
     return module.select_blocks(queries, compressed, batch, geometry, scale)

@@ -1,4 +1,9 @@
-"""Triton kernels for the scores of blocks: log-sum-exp over K2, then the best weight of the K1 windows of a block."""
+"""Scores of blocks: every K1 slot of a row is scored once, in one long loop.
+
+The last windows of a block reach into the next one and touch both. Instead of scoring those twice, a block's scratch
+holds two numbers: the best weight of its own slots, and of the slots of the next block that touch it too. Top-k joins
+them while it loads them.
+"""
 
 import torch
 import triton
@@ -6,40 +11,10 @@ import triton.language as tl
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.select_blocks.lse import whole_lse
 
-TILE_SLOTS = 64  # compressed slots, or blocks, per step of a loop
-LSE_SPLITS = 32  # programs that share the context of a decode row: a constant, so results do not depend on the batch
-PROGRAMS = 1024  # aimed at by splitting the context that is scored, a few per multiprocessor
-
-
-def coarse_lse(
-    queries: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry, scale: float
-) -> torch.Tensor:
-    """Base-2 log-sum-exp of the logits of visible K2 slots, in parts of the context, [splits, T, Hq] float32."""
-    tokens, query_heads, head_dim = queries.shape
-    kv_heads = compressed.shape[1]
-    tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
-    splits = LSE_SPLITS if batch.max_query_tokens == 1 else 1
-    lse = queries.new_empty((splits, tokens, query_heads), dtype=torch.float32)
-    _coarse_lse_kernel[(tile_count(tokens, batch.size, tile), kv_heads, splits)](
-        queries,
-        compressed,
-        lse,
-        *batch_arguments(batch),
-        tokens,
-        scale * LOG2_E,
-        *queries.stride(),
-        *compressed.stride(),
-        COARSE_STRIDE=geometry.coarse_stride,
-        COARSE_ROWS=geometry.coarse_rows,
-        SLOTS=TILE_SLOTS,
-        SPLITS=splits,
-        **_geometry_arguments(geometry),
-        **_tile_arguments(tile, heads, query_heads // kv_heads, head_dim),
-        num_warps=4 if tile * heads <= 64 else 8,
-        num_stages=2,
-    )
-    return lse
+TILE_SLOTS = 64  # K1 slots per step of the loop
+PROGRAMS = 4096  # aimed at by splitting the context
 
 
 def score_blocks(
@@ -52,12 +27,12 @@ def score_blocks(
     scale: float,
     first_row: int,
 ) -> None:
-    """Fill ``scores`` [rows, Hkv, NB] of the free blocks of rows first_row …, rounded to the dtype of the queries."""
+    """Fill ``scores`` [2, rows, Hkv, NB]: the best weights of a block's slots, and of the next OVERLAP ones."""
     _, query_heads, head_dim = queries.shape
-    rows, kv_heads, blocks = scores.shape
+    _, rows, kv_heads, blocks = scores.shape
     tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
-    tiles = tile_count(rows, batch.size, tile)
-    splits = max(1, min(PROGRAMS // (tiles * kv_heads), triton.cdiv(blocks, TILE_SLOTS)))
+    tiles, slots = tile_count(rows, batch.size, tile), max(TILE_SLOTS, geometry.fine_rows)
+    splits = max(1, min(PROGRAMS // (tiles * kv_heads), triton.cdiv(blocks * geometry.fine_rows, slots)))
     _score_kernel[(tiles, kv_heads, splits)](
         queries,
         compressed,
@@ -72,107 +47,28 @@ def score_blocks(
         *compressed.stride(),
         *scores.stride(),
         STRIDE=geometry.kernel_stride,
-        SLOTS=TILE_SLOTS,
+        BLOCKS=slots // geometry.fine_rows,
         LSE_SPLITS=lse.shape[0],
+        ALL_VISIBLE=_all_visible(geometry, tile),
         INIT_BLOCKS=geometry.init_blocks,
         LOCAL_BLOCKS=geometry.local_blocks,
-        **_geometry_arguments(geometry),
-        **_tile_arguments(tile, heads, query_heads // kv_heads, head_dim),
+        BLOCK=geometry.block_size,
+        FINE_ROWS=geometry.fine_rows,
+        OVERLAP=geometry.overlap,
+        K_SEL=geometry.selected_blocks,
+        TILE=tile,
+        HEADS=heads,
+        GROUP=query_heads // kv_heads,
+        D=head_dim,
         num_warps=4 if tile * heads <= 64 else 8,
-        num_stages=2,
+        num_stages=2 if queries.element_size() == 2 else 1,
     )
 
 
-def _geometry_arguments(geometry: SparseGeometry) -> dict[str, int]:
-    return {
-        "BLOCK": geometry.block_size,
-        "FINE_ROWS": geometry.fine_rows,
-        "OVERLAP": geometry.overlap,
-        "K_SEL": geometry.selected_blocks,
-    }
-
-
-def _tile_arguments(tile: int, heads: int, group: int, head_dim: int) -> dict[str, int]:
-    return {"TILE": tile, "HEADS": heads, "GROUP": group, "D": head_dim}
-
-
-@triton.jit(do_not_specialize=["requests", "tokens"])
-def _coarse_lse_kernel(
-    p_queries,
-    p_compressed,
-    p_lse,
-    p_query_start,
-    p_kv_lens,
-    p_sparse_from,
-    p_request_rows,
-    p_token_slots,
-    token_slots_stride,
-    requests,
-    tokens,
-    scale,
-    token_stride,
-    query_head_stride,
-    query_dim_stride,
-    page_stride,
-    kv_head_stride,
-    slot_stride,
-    dim_stride,
-    COARSE_STRIDE: tl.constexpr,
-    COARSE_ROWS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FINE_ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
-    K_SEL: tl.constexpr,
-    TILE: tl.constexpr,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-):
-    i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
-    )
-    last = position + count - 1
-    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
-        return
-
-    o_m = tl.arange(0, TILE * HEADS)
-    m_part = (o_m // HEADS < count) & (o_m % HEADS < GROUP)
-    o_row = (i_split * tokens + i_row + o_m // HEADS).to(tl.int64)
-    p_part = p_lse + o_row * tl.num_programs(1) * GROUP + i_kv_head * GROUP + o_m % HEADS
-    end_tile = (last + 1) // COARSE_STRIDE
-    share = tl.cdiv(tl.cdiv(end_tile, SLOTS), SPLITS) * SLOTS
-    begin, end = i_split * share, tl.minimum((i_split + 1) * share, end_tile)
-    if begin >= end:
-        tl.store(p_part, float("-inf"), mask=m_part)
-        return
-
-    b_queries = load_queries(
-        p_queries, i_row, count, i_kv_head, token_stride, query_head_stride, query_dim_stride, GROUP, TILE, HEADS, D
-    )
-    end_row = (position + o_m // HEADS + 1) // COARSE_STRIDE
-    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
-    p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
-
-    b_max = tl.full([TILE * HEADS], float("-inf"), tl.float32)
-    b_sum = tl.zeros([TILE * HEADS], tl.float32)
-    for i_slot in range(begin, end, SLOTS):
-        o_slot = i_slot + tl.arange(0, SLOTS)
-        m_slot = (o_slot >= OVERLAP) & (o_slot < end_tile)
-        b_page = tl.load(p_tokens + o_slot // COARSE_ROWS * BLOCK, mask=m_slot, other=0).to(tl.int64) // BLOCK
-        o_offset = b_page * page_stride + (FINE_ROWS + o_slot % COARSE_ROWS) * slot_stride
-        b_keys = tl.load(p_head + o_offset[:, None], mask=m_slot[:, None], other=0.0)
-        b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee") * scale
-        m_visible = m_slot[None, :] & (o_slot[None, :] < end_row[:, None])
-        b_logits = tl.where(m_visible, b_logits, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_logits, 1))
-        b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
-        b_sum = b_sum * tl.exp2(b_max - b_base) + tl.sum(tl.exp2(b_logits - b_base[:, None]), 1)
-        b_max = b_new_max
-
-    tl.store(p_part, b_max + tl.log2(b_sum), mask=m_part)
+def _all_visible(geometry: SparseGeometry, tile: int) -> bool:
+    """Whether all windows of free blocks, and those that reach out of them, exist and end before a tile's first row."""
+    far = geometry.local_blocks * geometry.block_size >= geometry.block_size + tile - 2
+    return far and geometry.init_blocks * geometry.fine_rows >= geometry.overlap
 
 
 @triton.jit(do_not_specialize=["requests", "first_row", "rows", "tokens"])
@@ -199,12 +95,14 @@ def _score_kernel(
     kv_head_stride,
     slot_stride,
     dim_stride,
+    score_kind_stride,
     score_row_stride,
     score_head_stride,
     score_block_stride,
     STRIDE: tl.constexpr,
-    SLOTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     LSE_SPLITS: tl.constexpr,
+    ALL_VISIBLE: tl.constexpr,
     INIT_BLOCKS: tl.constexpr,
     LOCAL_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -234,55 +132,32 @@ def _score_kernel(
     b_lse = whole_lse(p_lse, o_m, i_row, count, i_kv_head, tokens, LSE_SPLITS, HEADS, GROUP)
     p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
+    o_query = tl.arange(0, TILE)
+    p_row = p_scores + (i_row - first_row + o_query).to(tl.int64) * score_row_stride + i_kv_head * score_head_stride
 
-    end_block = last // BLOCK - LOCAL_BLOCKS
-    share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, SLOTS), tl.num_programs(2)) * SLOTS
+    SLOTS: tl.constexpr = BLOCKS * FINE_ROWS
+    # One block past the last free one: its first slots touch that one too.
+    end_block = last // BLOCK - LOCAL_BLOCKS + 1
+    share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, BLOCKS), tl.num_programs(2)) * BLOCKS
     begin = INIT_BLOCKS + i_split * share
-    for i_block in range(begin, tl.minimum(begin + share, end_block), SLOTS):
-        o_block = i_block + tl.arange(0, SLOTS)
-        m_block = o_block < end_block
-        b_best = tl.zeros([SLOTS, TILE], tl.float32)
-        # The windows that touch a block are those of its own slots and of the next OVERLAP ones.
-        for i_slot in range(0, FINE_ROWS + OVERLAP):
-            o_slot = o_block * FINE_ROWS + i_slot
-            m_slot = m_block & (o_slot >= OVERLAP) & (o_slot < end_tile)
-            p_first = p_tokens + (o_block + i_slot // FINE_ROWS) * BLOCK
-            b_page = tl.load(p_first, mask=m_slot, other=0).to(tl.int64) // BLOCK
-            o_offset = b_page * page_stride + i_slot % FINE_ROWS * slot_stride
-            b_keys = tl.load(p_head + o_offset[:, None], mask=m_slot[:, None], other=0.0)
-            b_weights = tl.exp2(tl.dot(b_keys, b_queries, input_precision="ieee") * scale - b_lse[None, :])
-            m_visible = m_slot[:, None] & (o_slot[:, None] < end_row[None, :])
+    for i_block in range(begin, tl.minimum(begin + share, end_block), BLOCKS):
+        o_slot = i_block * FINE_ROWS + tl.arange(0, SLOTS)
+        b_page = tl.load(p_tokens + o_slot // FINE_ROWS * BLOCK, mask=o_slot < end_tile, other=0).to(tl.int64) // BLOCK
+        o_offset = b_page * page_stride + o_slot % FINE_ROWS * slot_stride
+        b_keys = tl.load(p_head + o_offset[:, None])
+        b_weights = tl.exp2(tl.dot(b_keys, b_queries, input_precision="ieee") * scale - b_lse[None, :])
+        if not ALL_VISIBLE:
+            m_visible = (o_slot >= OVERLAP)[:, None] & (o_slot[:, None] < end_row[None, :])
             b_weights = tl.where(m_visible, b_weights, 0.0)
-            b_best = tl.maximum(b_best, tl.sum(tl.reshape(b_weights, [SLOTS, TILE, HEADS]), 2))
-        o_query = tl.arange(0, TILE)
-        p_row = p_scores + (i_row - first_row + o_query).to(tl.int64) * score_row_stride + i_kv_head * score_head_stride
+        b_weights = tl.sum(tl.reshape(b_weights, [SLOTS, TILE, HEADS]), 2)
+        b_all = tl.max(tl.reshape(b_weights, [BLOCKS, FINE_ROWS, TILE]), 1)
+        m_first = tl.arange(0, SLOTS) % FINE_ROWS < OVERLAP
+        b_first = tl.max(tl.reshape(tl.where(m_first[:, None], b_weights, 0.0), [BLOCKS, FINE_ROWS, TILE]), 1)
+
+        o_block = i_block + tl.arange(0, BLOCKS)
         p_score = p_row[None, :] + o_block[:, None] * score_block_stride
-        m_score = m_block[:, None] & (o_query[None, :] < count)
-        tl.store(p_score, b_best.to(p_scores.dtype.element_ty), mask=m_score)
-
-
-@triton.jit
-def whole_lse(
-    p_lse,
-    o_m,
-    i_row,
-    count,
-    i_kv_head,
-    tokens,
-    SPLITS: tl.constexpr,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    """Log-sum-exp over all parts, [rows] float32; +inf, which makes every weight 0, for padding or without a slot."""
-    o_head = o_m % HEADS
-    m_row = (o_m // HEADS < count) & (o_head < GROUP)
-    o_split = tl.arange(0, SPLITS)
-    query_heads = tl.num_programs(1) * GROUP
-    o_row = (o_split[None, :] * tokens + (i_row + o_m // HEADS)[:, None]).to(tl.int64)
-    o_lse = o_row * query_heads + (i_kv_head * GROUP + o_head)[:, None]
-    b_parts = tl.load(p_lse + o_lse, mask=m_row[:, None], other=float("-inf"))
-    b_max = tl.max(b_parts, 1)
-    m_row = m_row & (b_max > float("-inf"))
-    b_base = tl.where(m_row, b_max, 0.0)
-    b_lse = b_base + tl.log2(tl.sum(tl.exp2(b_parts - b_base[:, None]), 1))
-    return tl.where(m_row, b_lse, float("inf"))
+        m_score = (o_block < end_block)[:, None] & (o_query[None, :] < count)
+        tl.store(p_score, b_all.to(p_scores.dtype.element_ty), mask=m_score)
+        p_before = p_score + score_kind_stride - score_block_stride
+        m_before = m_score & (o_block > INIT_BLOCKS)[:, None]
+        tl.store(p_before, b_first.to(p_scores.dtype.element_ty), mask=m_before)

@@ -43,6 +43,7 @@ def attend(
     slot,
     token,
     o_position,
+    seen_by_all,
     scale,
     key_slot_stride,
     key_dim_stride,
@@ -53,8 +54,8 @@ def attend(
 ):
     """Take in TOKENS keys, the first of them position ``token`` in pool slot ``slot``.
 
-    b_queries [M, D] at positions o_position [M]; b_output [M, D], b_max [M] and b_sum [M] are float32 and come
-    back updated. Every row must see a key in the first call.
+    b_queries [M, D] at positions o_position [M], negative for rows that are not to see these keys; every row sees
+    the tokens before ``seen_by_all``. b_output [M, D], b_max [M] and b_sum [M] are float32 and come back updated.
     """
     o_token, o_dim = tl.arange(0, TOKENS), tl.arange(0, D)
     o_slot = (slot + o_token).to(tl.int64)[:, None]
@@ -62,10 +63,12 @@ def attend(
     p_key = p_keys + o_slot * key_slot_stride + o_dim[None, :] * key_dim_stride
     b_keys = tl.load(p_key, mask=m_token, other=0.0)
     b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee") * scale
-    b_logits = tl.where((token + o_token)[None, :] <= o_position[:, None], b_logits, float("-inf"))
+    if token + TOKENS > seen_by_all:  # most calls need no mask
+        b_logits = tl.where((token + o_token)[None, :] <= o_position[:, None], b_logits, float("-inf"))
     b_new_max = tl.maximum(b_max, tl.max(b_logits, 1))
-    b_decay = tl.exp2(b_max - b_new_max)
-    b_weights = tl.exp2(b_logits - b_new_max[:, None])
+    b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # of rows that have seen no key yet
+    b_decay = tl.exp2(b_max - b_base)
+    b_weights = tl.exp2(b_logits - b_base[:, None])
     b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
     # Slots past the last token belong to nobody: a weight of zero would not cancel what they hold.
     p_value = p_values + o_slot * value_slot_stride + o_dim[None, :] * value_dim_stride

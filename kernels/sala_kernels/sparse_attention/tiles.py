@@ -1,15 +1,20 @@
-"""Attention of tiles of rows that attend to every block up to their own; they share the loads of keys and values."""
+"""Attention of tiles of rows, which share the loads of keys and values.
+
+Rows that attend to every block up to their own walk through all of them. The other rows of a tile walk through the
+blocks that several of them chose; their results are parts, to which each row adds the rest of its blocks.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_count, tile_shape
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
+from sala_kernels.sparse_attention.lists import SharedLists
 
 
-def attend_tiles(
+def attend_all(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -19,23 +24,65 @@ def attend_tiles(
     geometry: SparseGeometry,
     scale: float,
 ) -> None:
-    """Rows that attend to every block up to their own, in tiles."""
+    """Fill ``output`` [T, Hq, D] of the rows that attend to every block up to their own."""
+    tile, _ = tile_shape(queries, keys.shape[1], batch.max_query_tokens)
+    lists = SharedLists(tile, block_ids, block_ids, block_ids, block_ids)  # none are read
+    _attend(queries, keys, values, block_ids, output, output, lists, batch, geometry, scale, shared=False)
+
+
+def attend_shared(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    lists: SharedLists,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+) -> None:
+    """Fill ``parts`` [T, Hq, D] and their base-2 log-sum-exp [T, Hq], float32, from the shared blocks of tiles.
+
+    −inf and a part of 0 for rows without a shared block; nothing for those that attend to every block.
+    """
+    _attend(queries, keys, values, block_ids, parts, lse, lists, batch, geometry, scale, shared=True)
+
+
+def _attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    output: torch.Tensor,
+    lse: torch.Tensor,
+    lists: SharedLists,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+    shared: bool,
+) -> None:
     tokens, query_heads, _ = queries.shape
     kv_heads = keys.shape[1]
-    tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
-    _tiles_kernel[(tile_count(tokens, batch.size, tile), kv_heads)](
+    group = query_heads // kv_heads
+    heads = max(triton.next_power_of_2(group), MIN_DOT_ROWS // lists.tile)
+    _tiles_kernel[(tile_count(tokens, batch.size, lists.tile), kv_heads)](
         queries,
         keys,
         values,
         block_ids,
         output,
+        lse,
+        *lists[1:4],
         *launch_arguments(queries, keys, values, block_ids, batch, scale),
         *output.stride(),
-        TILE=tile,
+        *lists.blocks.stride()[:2],
+        TILE=lists.tile,
         HEADS=heads,
-        GROUP=query_heads // kv_heads,
+        GROUP=group,
+        SHARED=shared,
         **constants(keys, geometry),
-        num_warps=4 if tile * heads <= 64 else 8,
+        num_warps=4,
         num_stages=2 if keys.element_size() == 2 else 1,
     )
 
@@ -47,6 +94,10 @@ def _tiles_kernel(
     p_values,
     p_ids,
     p_output,
+    p_lse,
+    p_blocks,
+    p_members,
+    p_counts,
     p_query_start,
     p_kv_lens,
     p_sparse_from,
@@ -71,27 +122,29 @@ def _tiles_kernel(
     output_token_stride,
     output_head_stride,
     output_dim_stride,
+    tile_stride,
+    tile_head_stride,
     TILE: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
     K_SEL: tl.constexpr,
     K_SEL_PADDED: tl.constexpr,
     D: tl.constexpr,
 ):
-    i_kv_head = tl.program_id(1)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
-    )
+    i_tile, i_kv_head = tl.program_id(0), tl.program_id(1)
+    i_request, i_row, count, position = locate_tile(i_tile, p_query_start, p_kv_lens, requests, 0, tokens, TILE)
     if count <= 0:
         return
     o_query = tl.arange(0, TILE)
     m_sparse = position + o_query >= tl.load(p_sparse_from + i_request)
     p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
     b_listed = count_ids(p_list, ids_token_stride, ids_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED)
-    m_all = (o_query < count) & attends_to_all(m_sparse, b_listed, position + o_query, BLOCK)
-    last = tl.max(tl.where(m_all, position + o_query, -1), 0)
+    m_all = attends_to_all(m_sparse, b_listed, position + o_query, BLOCK)
+    m_query = (o_query < count) & (m_all != SHARED)
+    last = tl.max(tl.where(m_query, position + o_query, -1), 0)
     if last < 0:
         return
 
@@ -110,12 +163,24 @@ def _tiles_kernel(
     )
     p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     M: tl.constexpr = TILE * HEADS
+    ALL: tl.constexpr = (1 << TILE) - 1 if TILE < 32 else -1  # members as an int32
     o_m = tl.arange(0, M)
-    o_position = position + tl.minimum(o_m // HEADS, count - 1)
+    o_query_m = o_m // HEADS
+    o_position = position + tl.minimum(o_query_m, count - 1)
     b_output = tl.zeros([M, D], tl.float32)
     b_max = tl.full([M], float("-inf"), tl.float32)
     b_sum = tl.zeros([M], tl.float32)
-    for token in range(0, last + 1, TOKENS):
+    PARTS: tl.constexpr = BLOCK // TOKENS
+    o_list = i_tile.to(tl.int64) * tile_stride + i_kv_head * tile_head_stride
+    end = tl.load(p_counts + i_tile * tl.num_programs(1) + i_kv_head) * PARTS if SHARED else last // TOKENS + 1
+    for i_part in range(0, end):
+        if SHARED:
+            token = tl.load(p_blocks + o_list + i_part // PARTS) * BLOCK + i_part % PARTS * TOKENS
+            members = tl.load(p_members + o_list + i_part // PARTS)
+            o_seen = tl.where((members >> o_query_m) & 1 != 0, o_position, -1)
+            seen_by_all = tl.where(members == ALL, position + 1, 0)
+        else:
+            token, o_seen, seen_by_all = i_part * TOKENS, o_position, position + 1
         b_output, b_max, b_sum = attend(
             b_queries,
             b_output,
@@ -125,7 +190,8 @@ def _tiles_kernel(
             p_values + i_kv_head * value_head_stride,
             tl.load(p_tokens + token),
             token,
-            o_position,
+            o_seen,
+            seen_by_all,
             scale,
             key_slot_stride,
             key_dim_stride,
@@ -136,8 +202,14 @@ def _tiles_kernel(
         )
 
     o_head, o_dim = o_m % HEADS, tl.arange(0, D)
-    m_row = tl.reshape(tl.broadcast_to(m_all.to(tl.int32)[:, None], [TILE, HEADS]), [M]) != 0
-    p_row = p_output + (i_row + o_m // HEADS).to(tl.int64)[:, None] * output_token_stride
-    p_head = p_row + (i_kv_head * GROUP + o_head[:, None]) * output_head_stride + o_dim[None, :] * output_dim_stride
+    m_row = tl.reshape(tl.broadcast_to(m_query.to(tl.int32)[:, None], [TILE, HEADS]), [M]) != 0
+    m_row = m_row & (o_head < GROUP)
+    o_row = (i_row + o_query_m).to(tl.int64)
+    p_head = p_output + o_row * output_token_stride + (i_kv_head * GROUP + o_head) * output_head_stride
+    if SHARED:
+        tl.store(
+            p_lse + o_row * tl.num_programs(1) * GROUP + i_kv_head * GROUP + o_head, b_max + tl.log2(b_sum), mask=m_row
+        )
+        b_sum = tl.where(b_sum > 0, b_sum, 1.0)
     b_output = (b_output / b_sum[:, None]).to(p_output.dtype.element_ty)
-    tl.store(p_head, b_output, mask=(m_row & (o_head < GROUP))[:, None])
+    tl.store(p_head[:, None] + o_dim[None, :] * output_dim_stride, b_output, mask=m_row[:, None])

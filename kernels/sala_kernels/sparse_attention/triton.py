@@ -1,8 +1,9 @@
 """sparse_attention on a GPU: online softmax over the listed blocks of a row, or over all blocks of a tile of rows.
 
 Rows that attend to every block up to their own, because they are dense or the list names them all, share
-keys and values in tiles. Every other row, and every row of a decode step, has a program of its own; a decode
-step splits the blocks over several and merges their results.
+keys and values in tiles. In a prefill step the other rows share those of the blocks that several rows of a tile list,
+and a program for each row adds what is left of its list. A decode step has programs for rows alone; it splits the
+blocks over several and merges their results.
 """
 
 import torch
@@ -10,11 +11,12 @@ import triton
 import triton.language as tl
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
+from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_shape
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
-from sala_kernels.sparse_attention.tiles import attend_tiles
+from sala_kernels.sparse_attention.lists import MAX_TILE, shared_lists
+from sala_kernels.sparse_attention.tiles import attend_all, attend_shared
 
-DECODE_SPLITS = 16  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
+DECODE_SPLITS = 32  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
 
 
 def sparse_attention(
@@ -27,19 +29,46 @@ def sparse_attention(
     scale: float,
 ) -> torch.Tensor:
     output = queries.new_empty(queries.shape)
-    inputs = queries, keys, values, block_ids
-    if batch.max_query_tokens == 1:
-        tokens, query_heads, head_dim = queries.shape
-        parts = queries.new_empty((DECODE_SPLITS, tokens, query_heads, head_dim), dtype=torch.float32)
-        lse = queries.new_empty((DECODE_SPLITS, tokens, query_heads), dtype=torch.float32)
-        _attend_rows(*inputs, parts, lse, batch, geometry, scale)
-        _merge_kernel[(tokens, query_heads)](
-            parts, lse, output, tokens, *output.stride(), SPLITS=DECODE_SPLITS, D=head_dim, num_warps=4
-        )
-    else:
-        attend_tiles(*inputs, output, batch, geometry, scale)
-        _attend_rows(*inputs, output[None], None, batch, geometry, scale)
+    inputs, rest = (queries, keys, values, block_ids), (batch, geometry, scale)
+    step = _decode if batch.max_query_tokens == 1 else _prefill
+    step(*inputs, output, *rest)
     return output
+
+
+def _prefill(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    output: torch.Tensor,
+    *rest,
+) -> None:
+    batch, geometry, _ = rest
+    inputs = queries, keys, values, block_ids
+    attend_all(*inputs, output, *rest)
+    tile, _ = tile_shape(queries, keys.shape[1], batch.max_query_tokens)
+    lists = shared_lists(block_ids, batch, geometry, min(tile, MAX_TILE))
+    parts = torch.empty_like(output, dtype=torch.float32)
+    lse = parts.new_empty(parts.shape[:2])
+    attend_shared(*inputs, parts, lse, lists, *rest)
+    _attend_rows(*inputs, lists.rest, parts[None], lse, output, *rest)
+
+
+def _decode(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    output: torch.Tensor,
+    *rest,
+) -> None:
+    tokens, query_heads, head_dim = queries.shape
+    parts = queries.new_empty((DECODE_SPLITS, tokens, query_heads, head_dim), dtype=torch.float32)
+    lse = parts.new_empty(parts.shape[:3])
+    _attend_rows(queries, keys, values, block_ids, block_ids, parts, lse, None, *rest)
+    _merge_kernel[(tokens, query_heads)](
+        parts, lse, output, tokens, *output.stride(), SPLITS=DECODE_SPLITS, D=head_dim, num_warps=4
+    )
 
 
 def _attend_rows(
@@ -47,14 +76,18 @@ def _attend_rows(
     keys: torch.Tensor,
     values: torch.Tensor,
     block_ids: torch.Tensor,
-    output: torch.Tensor,
-    lse: torch.Tensor | None,
+    rest: torch.Tensor,
+    parts: torch.Tensor,
+    lse: torch.Tensor,
+    output: torch.Tensor | None,
     batch: PagedBatch,
     geometry: SparseGeometry,
     scale: float,
 ) -> None:
-    """Rows by themselves: output [splits, T, Hq, D]; with ``lse`` [splits, T, Hq] every row, else those of no tile."""
-    splits, tokens, query_heads, _ = output.shape
+    """Rows by themselves. With ``output`` [T, Hq, D] those that do not attend to every block up to their own: they add
+    the blocks of ``rest`` [T, Hkv, K_SEL] to a part [1, T, Hq, D] that they find. Without it all rows, whose blocks
+    they divide over several parts. Parts have base-2 log-sum-exps ``lse`` [splits, T, Hq]."""
+    splits, tokens, query_heads, _ = parts.shape
     kv_heads = keys.shape[1]
     group = query_heads // kv_heads
     _rows_kernel[(tokens, kv_heads, splits)](
@@ -62,17 +95,20 @@ def _attend_rows(
         keys,
         values,
         block_ids,
-        output,
+        rest,
+        parts,
         lse,
+        output,
         *launch_arguments(queries, keys, values, block_ids, batch, scale),
-        *output.stride(),
+        *rest.stride(),
+        *(parts.stride()[1:] if output is None else output.stride()),
         TILE=1,
         HEADS=max(MIN_DOT_ROWS, triton.next_power_of_2(group)),
         GROUP=group,
-        PARTIAL=lse is not None,
+        DECODE=output is None,
         **constants(keys, geometry),
         num_warps=4,
-        num_stages=3 if keys.element_size() == 2 else 1,
+        num_stages=2 if keys.element_size() == 2 else 1,
     )
 
 
@@ -82,8 +118,10 @@ def _rows_kernel(
     p_keys,
     p_values,
     p_ids,
-    p_output,
+    p_rest,
+    p_parts,
     p_lse,
+    p_output,
     p_query_start,
     p_kv_lens,
     p_sparse_from,
@@ -105,14 +143,16 @@ def _rows_kernel(
     ids_token_stride,
     ids_head_stride,
     ids_stride,
-    output_split_stride,
+    rest_token_stride,
+    rest_head_stride,
+    rest_stride,
     output_token_stride,
     output_head_stride,
     output_dim_stride,
     TILE: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    PARTIAL: tl.constexpr,
+    DECODE: tl.constexpr,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
     K_SEL: tl.constexpr,
@@ -128,20 +168,32 @@ def _rows_kernel(
     sparse_from = tl.load(p_sparse_from + i_request)
     sparse, m_sparse = position >= sparse_from, position + tl.arange(0, TILE) >= sparse_from
     p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
+    p_rest += i_row.to(tl.int64) * rest_token_stride + i_kv_head * rest_head_stride
     listed = tl.sum(count_ids(p_list, ids_token_stride, ids_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
-    if not PARTIAL and attends_to_all(sparse, listed, position, BLOCK):
-        return
+    if DECODE:
+        blocks = tl.where(sparse, listed, position // BLOCK + 1)
+    else:
+        if attends_to_all(sparse, listed, position, BLOCK):
+            return
+        blocks = tl.sum(count_ids(p_rest, rest_token_stride, rest_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED))
 
     o_head, o_dim = tl.arange(0, HEADS), tl.arange(0, D)
-    blocks = tl.where(sparse, listed, position // BLOCK + 1)
+    m_head = o_head < GROUP
     share = tl.cdiv(blocks, tl.num_programs(2))
     begin, end = i_split * share, tl.minimum((i_split + 1) * share, blocks)
-    if PARTIAL:
-        query_heads = tl.num_programs(1) * GROUP
-        p_part = p_lse + (i_split * tokens + i_row).to(tl.int64) * query_heads + i_kv_head * GROUP + o_head
+    i_part_row = (i_split * tokens + i_row).to(tl.int64) * tl.num_programs(1) * GROUP + i_kv_head * GROUP
+    p_part_lse = p_lse + i_part_row + o_head
+    p_part = p_parts + (i_part_row + o_head)[:, None] * D + o_dim[None, :]
+    if DECODE:
         if begin >= end:
-            tl.store(p_part, float("-inf"), mask=o_head < GROUP)
+            tl.store(p_part_lse, float("-inf"), mask=m_head)
             return
+        b_output = tl.zeros([HEADS, D], tl.float32)
+        b_max = tl.full([HEADS], float("-inf"), tl.float32)
+    else:
+        b_output = tl.load(p_part, mask=m_head[:, None], other=0.0)
+        b_max = tl.load(p_part_lse, mask=m_head, other=float("-inf"))
+    b_sum = tl.where(b_max > float("-inf"), 1.0, 0.0)
 
     b_queries = load_queries(
         p_queries,
@@ -158,14 +210,10 @@ def _rows_kernel(
     )
     p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     o_position = tl.zeros([HEADS], tl.int32) + position
-    b_output = tl.zeros([HEADS, D], tl.float32)
-    b_max = tl.full([HEADS], float("-inf"), tl.float32)
-    b_sum = tl.zeros([HEADS], tl.float32)
-
     PARTS: tl.constexpr = BLOCK // TOKENS
     for i_part in range(begin * PARTS, end * PARTS):
         i_block = i_part // PARTS
-        block = tl.where(sparse, tl.load(p_list + i_block * ids_stride, mask=sparse, other=0), i_block)
+        block = tl.where(sparse, tl.load(p_rest + i_block * rest_stride, mask=sparse, other=0), i_block)
         first = i_part % PARTS * TOKENS
         b_output, b_max, b_sum = attend(
             b_queries,
@@ -177,6 +225,7 @@ def _rows_kernel(
             tl.load(p_tokens + block * BLOCK) + first,
             block * BLOCK + first,
             o_position,
+            position + 1,
             scale,
             key_slot_stride,
             key_dim_stride,
@@ -186,12 +235,14 @@ def _rows_kernel(
             D,
         )
 
-    p_row = p_output + i_split.to(tl.int64) * output_split_stride + i_row.to(tl.int64) * output_token_stride
-    p_head = p_row + (i_kv_head * GROUP + o_head[:, None]) * output_head_stride + o_dim[None, :] * output_dim_stride
-    b_output = (b_output / b_sum[:, None]).to(p_output.dtype.element_ty)
-    tl.store(p_head, b_output, mask=o_head[:, None] < GROUP)
-    if PARTIAL:
-        tl.store(p_part, b_max + tl.log2(b_sum), mask=o_head < GROUP)
+    b_output = b_output / b_sum[:, None]
+    if DECODE:
+        tl.store(p_part, b_output, mask=m_head[:, None])
+        tl.store(p_part_lse, b_max + tl.log2(b_sum), mask=m_head)
+    else:
+        p_row = p_output + i_row.to(tl.int64) * output_token_stride + (i_kv_head * GROUP + o_head) * output_head_stride
+        b_output = b_output.to(p_output.dtype.element_ty)
+        tl.store(p_row[:, None] + o_dim[None, :] * output_dim_stride, b_output, mask=m_head[:, None])
 
 
 @triton.jit

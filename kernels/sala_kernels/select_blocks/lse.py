@@ -1,0 +1,156 @@
+"""Log-sum-exp of a row's logits over the visible K2 slots, the normaliser of its block scores."""
+
+import torch
+import triton
+import triton.language as tl
+
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
+
+TILE_SLOTS = 64  # K2 slots per step of the loop
+DECODE_SPLITS = (
+    128  # programs that share the context of a decode row: a constant, so results do not depend on the batch
+)
+
+
+def coarse_lse(
+    queries: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry, scale: float
+) -> torch.Tensor:
+    """Base-2 log-sum-exp of the logits of visible K2 slots, in parts of the context, [splits, T, Hq] float32."""
+    tokens, query_heads, head_dim = queries.shape
+    kv_heads = compressed.shape[1]
+    tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
+    splits = DECODE_SPLITS if batch.max_query_tokens == 1 else 1
+    lse = queries.new_empty((splits, tokens, query_heads), dtype=torch.float32)
+    _coarse_lse_kernel[(tile_count(tokens, batch.size, tile), kv_heads, splits)](
+        queries,
+        compressed,
+        lse,
+        *batch_arguments(batch),
+        tokens,
+        scale * LOG2_E,
+        *queries.stride(),
+        *compressed.stride(),
+        COARSE_STRIDE=geometry.coarse_stride,
+        COARSE_ROWS=geometry.coarse_rows,
+        SLOTS=TILE_SLOTS,
+        SPLITS=splits,
+        BLOCK=geometry.block_size,
+        FINE_ROWS=geometry.fine_rows,
+        OVERLAP=geometry.overlap,
+        K_SEL=geometry.selected_blocks,
+        TILE=tile,
+        HEADS=heads,
+        GROUP=query_heads // kv_heads,
+        D=head_dim,
+        num_warps=4 if tile * heads <= 64 else 8,
+        num_stages=2,
+    )
+    return lse
+
+
+@triton.jit(do_not_specialize=["requests", "tokens"])
+def _coarse_lse_kernel(
+    p_queries,
+    p_compressed,
+    p_lse,
+    p_query_start,
+    p_kv_lens,
+    p_sparse_from,
+    p_request_rows,
+    p_token_slots,
+    token_slots_stride,
+    requests,
+    tokens,
+    scale,
+    token_stride,
+    query_head_stride,
+    query_dim_stride,
+    page_stride,
+    kv_head_stride,
+    slot_stride,
+    dim_stride,
+    COARSE_STRIDE: tl.constexpr,
+    COARSE_ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FINE_ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    K_SEL: tl.constexpr,
+    TILE: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+):
+    i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
+    i_request, i_row, count, position = locate_tile(
+        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
+    )
+    last = position + count - 1
+    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
+        return
+
+    o_m = tl.arange(0, TILE * HEADS)
+    m_part = (o_m // HEADS < count) & (o_m % HEADS < GROUP)
+    o_row = (i_split * tokens + i_row + o_m // HEADS).to(tl.int64)
+    p_part = p_lse + o_row * tl.num_programs(1) * GROUP + i_kv_head * GROUP + o_m % HEADS
+    end_tile = (last + 1) // COARSE_STRIDE
+    share = tl.cdiv(tl.cdiv(end_tile, SLOTS), SPLITS) * SLOTS
+    begin, end = i_split * share, tl.minimum((i_split + 1) * share, end_tile)
+    if begin >= end:
+        tl.store(p_part, float("-inf"), mask=m_part)
+        return
+
+    b_queries = load_queries(
+        p_queries, i_row, count, i_kv_head, token_stride, query_head_stride, query_dim_stride, GROUP, TILE, HEADS, D
+    )
+    seen_by_all = (position + 1) // COARSE_STRIDE
+    end_row = (position + o_m // HEADS + 1) // COARSE_STRIDE
+    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
+    p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
+
+    b_max = tl.full([TILE * HEADS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([TILE * HEADS], tl.float32)
+    for i_slot in range(begin, end, SLOTS):
+        o_slot = i_slot + tl.arange(0, SLOTS)
+        m_slot = o_slot < end_tile
+        b_page = tl.load(p_tokens + o_slot // COARSE_ROWS * BLOCK, mask=m_slot, other=0).to(tl.int64) // BLOCK
+        o_offset = b_page * page_stride + (FINE_ROWS + o_slot % COARSE_ROWS) * slot_stride
+        b_logits = tl.dot(b_queries, tl.trans(tl.load(p_head + o_offset[:, None])), input_precision="ieee") * scale
+        if (i_slot < OVERLAP) | (i_slot + SLOTS > seen_by_all):  # most steps need no mask
+            m_visible = (o_slot >= OVERLAP)[None, :] & (o_slot[None, :] < end_row[:, None])
+            b_logits = tl.where(m_visible, b_logits, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_logits, 1))
+        b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)
+        b_sum = b_sum * tl.exp2(b_max - b_base) + tl.sum(tl.exp2(b_logits - b_base[:, None]), 1)
+        b_max = b_new_max
+
+    tl.store(p_part, b_max + tl.log2(b_sum), mask=m_part)
+
+
+@triton.jit
+def whole_lse(
+    p_lse,
+    o_m,
+    i_row,
+    count,
+    i_kv_head,
+    tokens,
+    SPLITS: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Log-sum-exp over all parts, [rows] float32; +inf, which makes every weight 0, for padding or without a slot."""
+    o_head = o_m % HEADS
+    m_row = (o_m // HEADS < count) & (o_head < GROUP)
+    o_split = tl.arange(0, SPLITS)
+    query_heads = tl.num_programs(1) * GROUP
+    o_row = (o_split[None, :] * tokens + (i_row + o_m // HEADS)[:, None]).to(tl.int64)
+    o_lse = o_row * query_heads + (i_kv_head * GROUP + o_head)[:, None]
+    b_parts = tl.load(p_lse + o_lse, mask=m_row[:, None], other=float("-inf"))
+    b_max = tl.max(b_parts, 1)
+    m_row = m_row & (b_max > float("-inf"))
+    b_base = tl.where(m_row, b_max, 0.0)
+    b_lse = b_base + tl.log2(tl.sum(tl.exp2(b_parts - b_base[:, None]), 1))
+    return tl.where(m_row, b_lse, float("inf"))
