@@ -1,4 +1,4 @@
-"""compress_keys on a GPU: a program per KV head and stride of a request's rows, in which at most one window ends."""
+"""compress_keys on a GPU: a program per KV head, kind of window and stride of rows; one window ends there at most."""
 
 import torch
 import triton
@@ -11,7 +11,8 @@ CHUNK_TOKENS = 64  # tokens of a window that are loaded at a time, at most
 
 def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry) -> None:
     stride = geometry.kernel_stride
-    grid = (triton.cdiv(batch.max_query_tokens, stride), batch.size, keys.shape[1])
+    # K1 and K2 windows have programs of their own, since a decode step waits for the longest one.
+    grid = (triton.cdiv(batch.max_query_tokens, stride), batch.size, 2 * keys.shape[1])
     _compress_kernel[grid](
         keys,
         compressed,
@@ -59,28 +60,30 @@ def _compress_kernel(
     CHUNK: tl.constexpr,
     D: tl.constexpr,
 ):
-    i_request, i_kv_head = tl.program_id(1), tl.program_id(2)
+    i_request, i_kv_head, is_coarse = tl.program_id(1), tl.program_id(2) // 2, tl.program_id(2) % 2
+    i_tokens = tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     kv_len = tl.load(p_kv_lens + i_request)
     rows = tl.load(p_query_start + i_request + 1) - tl.load(p_query_start + i_request)
-    # Tokens before the end of the only window end in rows STRIDE·i … STRIDE·(i+1) − 1 of the request.
+    # Tokens before the end of the only K1 window that ends in rows STRIDE·i … STRIDE·(i+1) − 1 of the request.
     first = kv_len - rows + tl.program_id(0) * STRIDE
     end = (first // STRIDE + 1) * STRIDE
-    if (end > kv_len) | (end < SIZE):
+    if end > kv_len:
         return
 
-    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
+    p_tokens = p_token_slots + i_tokens
     o_dim = tl.arange(0, D)
     p_head = p_keys + i_kv_head * key_head_stride + o_dim[None, :] * key_dim_stride
     page = tl.load(p_tokens + end - 1) // BLOCK
     p_output = p_compressed + page.to(tl.int64) * page_stride + i_kv_head * head_stride + o_dim * dim_stride
-
-    b_mean = _window_mean(p_head, p_tokens, end, key_slot_stride, SIZE, CHUNK, D)
-    i_fine = (end // STRIDE - 1) % FINE_ROWS
-    tl.store(p_output + i_fine * row_stride, b_mean.to(p_compressed.dtype.element_ty))
-    if (end % (FACTOR * STRIDE) == 0) & (end >= FACTOR * SIZE):
+    if is_coarse == 0:
+        if end >= SIZE:
+            b_mean = _window_mean(p_head, p_tokens, end, key_slot_stride, SIZE, CHUNK, D)
+            i_row = (end // STRIDE - 1) % FINE_ROWS
+            tl.store(p_output + i_row * row_stride, b_mean.to(p_compressed.dtype.element_ty))
+    elif (end % (FACTOR * STRIDE) == 0) & (end >= FACTOR * SIZE):
         b_mean = _window_mean(p_head, p_tokens, end, key_slot_stride, FACTOR * SIZE, CHUNK, D)
-        i_coarse = FINE_ROWS + (end // (FACTOR * STRIDE) - 1) % COARSE_ROWS
-        tl.store(p_output + i_coarse * row_stride, b_mean.to(p_compressed.dtype.element_ty))
+        i_row = FINE_ROWS + (end // (FACTOR * STRIDE) - 1) % COARSE_ROWS
+        tl.store(p_output + i_row * row_stride, b_mean.to(p_compressed.dtype.element_ty))
 
 
 @triton.jit

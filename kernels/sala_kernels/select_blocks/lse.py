@@ -44,7 +44,7 @@ def coarse_lse(
         GROUP=query_heads // kv_heads,
         D=head_dim,
         num_warps=4 if tile * heads <= 64 else 8,
-        num_stages=2,
+        num_stages=3 if splits == 1 and queries.element_size() == 2 else 2,
     )
     return lse
 
@@ -112,11 +112,15 @@ def _coarse_lse_kernel(
 
     b_max = tl.full([TILE * HEADS], float("-inf"), tl.float32)
     b_sum = tl.zeros([TILE * HEADS], tl.float32)
+    o_place = tl.arange(0, SLOTS)
+    o_coarse = (FINE_ROWS + o_place % COARSE_ROWS) * slot_stride  # begin and SLOTS are multiples of COARSE_ROWS
+    p_pages = p_tokens + o_place // COARSE_ROWS * BLOCK
+    b_next = tl.load(p_pages + begin // COARSE_ROWS * BLOCK, mask=begin + o_place < end_tile, other=0)
     for i_slot in range(begin, end, SLOTS):
-        o_slot = i_slot + tl.arange(0, SLOTS)
-        m_slot = o_slot < end_tile
-        b_page = tl.load(p_tokens + o_slot // COARSE_ROWS * BLOCK, mask=m_slot, other=0).to(tl.int64) // BLOCK
-        o_offset = b_page * page_stride + (FINE_ROWS + o_slot % COARSE_ROWS) * slot_stride
+        o_slot, i_next, b_page = i_slot + o_place, i_slot + SLOTS, b_next // BLOCK
+        # A step ahead, so that the loads of keys need not wait for it.
+        b_next = tl.load(p_pages + i_next // COARSE_ROWS * BLOCK, mask=i_next + o_place < end_tile, other=0)
+        o_offset = b_page.to(tl.int64) * page_stride + o_coarse
         b_logits = tl.dot(b_queries, tl.trans(tl.load(p_head + o_offset[:, None])), input_precision="ieee") * scale
         if (i_slot < OVERLAP) | (i_slot + SLOTS > seen_by_all):  # most steps need no mask
             m_visible = (o_slot >= OVERLAP)[None, :] & (o_slot[None, :] < end_row[:, None])

@@ -34,7 +34,7 @@ def take_best(
         BITS=8 * scores.element_size() - 1,
         CAPACITY=capacity,
         SHORT=min(SHORT_BLOCKS, capacity),
-        num_warps=min(max(capacity // 2048, 1), 16),
+        num_warps=min(max(capacity // 1024, 1), 16),
     )
 
 

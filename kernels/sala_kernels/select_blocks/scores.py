@@ -140,19 +140,25 @@ def _score_kernel(
     end_block = last // BLOCK - LOCAL_BLOCKS + 1
     share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, BLOCKS), tl.num_programs(2)) * BLOCKS
     begin = INIT_BLOCKS + i_split * share
-    for i_block in range(begin, tl.minimum(begin + share, end_block), BLOCKS):
-        o_slot = i_block * FINE_ROWS + tl.arange(0, SLOTS)
-        b_page = tl.load(p_tokens + o_slot // FINE_ROWS * BLOCK, mask=o_slot < end_tile, other=0).to(tl.int64) // BLOCK
-        o_offset = b_page * page_stride + o_slot % FINE_ROWS * slot_stride
+    end = tl.minimum(begin + share, end_block)
+    o_place, o_fine = _places(SLOTS, FINE_ROWS)
+    p_pages = p_tokens + o_place * BLOCK
+    pages = end_tile // FINE_ROWS + 1
+    b_next = tl.load(p_pages + begin * BLOCK, mask=begin + o_place < pages, other=0)
+    for i_block in range(begin, end, BLOCKS):
+        b_page, i_next = b_next // BLOCK, i_block + BLOCKS
+        # A step ahead, so that the loads of keys need not wait for it.
+        b_next = tl.load(p_pages + i_next * BLOCK, mask=(i_next < end) & (i_next + o_place < pages), other=0)
+        o_offset = b_page.to(tl.int64) * page_stride + o_fine * slot_stride
         b_keys = tl.load(p_head + o_offset[:, None])
         b_weights = tl.exp2(tl.dot(b_keys, b_queries, input_precision="ieee") * scale - b_lse[None, :])
         if not ALL_VISIBLE:
+            o_slot = (i_block + o_place) * FINE_ROWS + o_fine
             m_visible = (o_slot >= OVERLAP)[:, None] & (o_slot[:, None] < end_row[None, :])
             b_weights = tl.where(m_visible, b_weights, 0.0)
         b_weights = tl.sum(tl.reshape(b_weights, [SLOTS, TILE, HEADS]), 2)
-        b_all = tl.max(tl.reshape(b_weights, [BLOCKS, FINE_ROWS, TILE]), 1)
-        m_first = tl.arange(0, SLOTS) % FINE_ROWS < OVERLAP
-        b_first = tl.max(tl.reshape(tl.where(m_first[:, None], b_weights, 0.0), [BLOCKS, FINE_ROWS, TILE]), 1)
+        b_all = _best(b_weights, SLOTS, FINE_ROWS, TILE)
+        b_first = _best(tl.where((o_fine < OVERLAP)[:, None], b_weights, 0.0), SLOTS, FINE_ROWS, TILE)
 
         o_block = i_block + tl.arange(0, BLOCKS)
         p_score = p_row[None, :] + o_block[:, None] * score_block_stride
@@ -161,3 +167,29 @@ def _score_kernel(
         p_before = p_score + score_kind_stride - score_block_stride
         m_before = m_score & (o_block > INIT_BLOCKS)[:, None]
         tl.store(p_before, b_first.to(p_scores.dtype.element_ty), mask=m_before)
+
+
+@triton.jit
+def _places(SLOTS: tl.constexpr, FINE_ROWS: tl.constexpr):
+    """Block and slot of the block, [SLOTS] each, for the rows of a tile of K1 slots.
+
+    In a result of the tensor cores a thread holds rows that lie eight apart, so one half of a block's slots lies eight
+    rows behind the other: less is left to exchange between threads for the best of them.
+    """
+    o_row = tl.arange(0, SLOTS)
+    if (FINE_ROWS >= 2) & (FINE_ROWS <= 16):
+        HALF: tl.constexpr = FINE_ROWS // 2
+        return o_row // 16 * (16 // FINE_ROWS) + o_row % 8 // HALF, o_row // 8 % 2 * HALF + o_row % HALF
+    else:
+        return o_row // FINE_ROWS, o_row % FINE_ROWS
+
+
+@triton.jit
+def _best(b_weights, SLOTS: tl.constexpr, FINE_ROWS: tl.constexpr, TILE: tl.constexpr):
+    """The largest weight of each block: [SLOTS, TILE] with rows as _places says -> [SLOTS / FINE_ROWS, TILE]."""
+    if (FINE_ROWS >= 2) & (FINE_ROWS <= 16):
+        HALF: tl.constexpr = FINE_ROWS // 2
+        b_halves = tl.max(tl.reshape(b_weights, [SLOTS // 16, 2, 8 // HALF, HALF, TILE]), 1)
+        return tl.reshape(tl.max(b_halves, 2), [SLOTS // FINE_ROWS, TILE])
+    else:
+        return tl.max(tl.reshape(b_weights, [SLOTS // FINE_ROWS, FINE_ROWS, TILE]), 1)

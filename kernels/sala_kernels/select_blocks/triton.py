@@ -12,7 +12,7 @@ from sala_kernels.select_blocks.lse import coarse_lse
 from sala_kernels.select_blocks.ranks import take_best
 from sala_kernels.select_blocks.scores import score_blocks
 
-SCORE_BYTES = 2**27  # of the score scratch, unless a single row needs more
+SCORE_BYTES = 2**28  # of the score scratch, unless a single row needs more
 
 
 def select_blocks(

@@ -55,24 +55,26 @@ def attend(
     """Take in TOKENS keys, the first of them position ``token`` in pool slot ``slot``.
 
     b_queries [M, D] at positions o_position [M], negative for rows that are not to see these keys; every row sees
-    the tokens before ``seen_by_all``. b_output [M, D], b_max [M] and b_sum [M] are float32 and come back updated.
+    the tokens before ``seen_by_all``. ``scale`` is positive. b_output [M, D], b_max [M] and b_sum [M] are float32
+    and come back updated.
     """
     o_token, o_dim = tl.arange(0, TOKENS), tl.arange(0, D)
-    o_slot = (slot + o_token).to(tl.int64)[:, None]
-    m_token = (token + o_token <= tl.max(o_position, 0))[:, None]
-    p_key = p_keys + o_slot * key_slot_stride + o_dim[None, :] * key_dim_stride
-    b_keys = tl.load(p_key, mask=m_token, other=0.0)
-    b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee") * scale
+    # The tokens lie next to each other: one 64-bit product, and offsets that are the same in every call.
+    p_key = p_keys + slot.to(tl.int64) * key_slot_stride
+    b_keys = tl.load(p_key + (o_token[:, None] * key_slot_stride + o_dim[None, :] * key_dim_stride))
+    b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee")
     if token + TOKENS > seen_by_all:  # most calls need no mask
         b_logits = tl.where((token + o_token)[None, :] <= o_position[:, None], b_logits, float("-inf"))
-    b_new_max = tl.maximum(b_max, tl.max(b_logits, 1))
+    b_new_max = tl.maximum(b_max, tl.max(b_logits, 1) * scale)
     b_base = tl.where(b_new_max == float("-inf"), 0.0, b_new_max)  # of rows that have seen no key yet
     b_decay = tl.exp2(b_max - b_base)
-    b_weights = tl.exp2(b_logits - b_base[:, None])
+    b_weights = tl.exp2(b_logits * scale - b_base[:, None])
     b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
     # Slots past the last token belong to nobody: a weight of zero would not cancel what they hold.
-    p_value = p_values + o_slot * value_slot_stride + o_dim[None, :] * value_dim_stride
-    b_values = tl.load(p_value, mask=m_token, other=0.0)
+    m_token = (token + o_token <= tl.max(o_position, 0))[:, None]
+    p_value = p_values + slot.to(tl.int64) * value_slot_stride
+    o_value = o_token[:, None] * value_slot_stride + o_dim[None, :] * value_dim_stride
+    b_values = tl.load(p_value + o_value, mask=m_token, other=0.0)
     b_output = tl.dot(b_weights.to(b_values.dtype), b_values, b_output * b_decay[:, None], input_precision="ieee")
     return b_output, b_new_max, b_sum
 

@@ -11,7 +11,7 @@ from sala_kernels.row_tiles import batch_arguments, locate_tile, tile_count
 from sala_kernels.sparse_attention.common import attends_to_all, count_ids
 
 # From so many rows on it is cheaper to take in a block for a whole tile than for the rows one by one.
-SHARERS = 3
+SHARERS = 2
 MAX_TILE = 32  # rows of a tile are bits of an int32
 
 

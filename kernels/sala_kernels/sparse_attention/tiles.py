@@ -9,9 +9,17 @@ import triton
 import triton.language as tl
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_count
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
-from sala_kernels.sparse_attention.lists import SharedLists
+from sala_kernels.sparse_attention.lists import MAX_TILE, SharedLists
+
+TILE_ROWS = 64  # queries times heads: with twice as many, a program's registers do not suffice
+
+
+def tile_queries(queries: torch.Tensor, keys: torch.Tensor) -> int:
+    """Queries per tile."""
+    heads = triton.next_power_of_2(queries.shape[1] // keys.shape[1])
+    return min(max(1, TILE_ROWS // heads), MAX_TILE)
 
 
 def attend_all(
@@ -25,7 +33,7 @@ def attend_all(
     scale: float,
 ) -> None:
     """Fill ``output`` [T, Hq, D] of the rows that attend to every block up to their own."""
-    tile, _ = tile_shape(queries, keys.shape[1], batch.max_query_tokens)
+    tile = tile_queries(queries, keys)
     lists = SharedLists(tile, block_ids, block_ids, block_ids, block_ids)  # none are read
     _attend(queries, keys, values, block_ids, output, output, lists, batch, geometry, scale, shared=False)
 
@@ -83,7 +91,7 @@ def _attend(
         SHARED=shared,
         **constants(keys, geometry),
         num_warps=4,
-        num_stages=2 if keys.element_size() == 2 else 1,
+        num_stages=3 if keys.element_size() == 2 else 1,
     )
 
 
@@ -171,16 +179,27 @@ def _tiles_kernel(
     b_max = tl.full([M], float("-inf"), tl.float32)
     b_sum = tl.zeros([M], tl.float32)
     PARTS: tl.constexpr = BLOCK // TOKENS
-    o_list = i_tile.to(tl.int64) * tile_stride + i_kv_head * tile_head_stride
-    end = tl.load(p_counts + i_tile * tl.num_programs(1) + i_kv_head) * PARTS if SHARED else last // TOKENS + 1
+    if SHARED:
+        o_list = i_tile.to(tl.int64) * tile_stride + i_kv_head * tile_head_stride
+        p_blocks, p_members = p_blocks + o_list, p_members + o_list
+        end = tl.load(p_counts + i_tile * tl.num_programs(1) + i_kv_head) * PARTS
+        next_token = tl.load(p_blocks, mask=end > 0, other=0) * BLOCK
+    else:
+        end, next_token = last // TOKENS + 1, 0
+    next_slot = tl.load(p_tokens + next_token)
     for i_part in range(0, end):
+        token, slot = next_token, next_slot
         if SHARED:
-            token = tl.load(p_blocks + o_list + i_part // PARTS) * BLOCK + i_part % PARTS * TOKENS
-            members = tl.load(p_members + o_list + i_part // PARTS)
+            i_next = i_part + 1
+            members = tl.load(p_members + i_part // PARTS)
             o_seen = tl.where((members >> o_query_m) & 1 != 0, o_position, -1)
             seen_by_all = tl.where(members == ALL, position + 1, 0)
+            next_block = tl.load(p_blocks + i_next // PARTS, mask=i_next < end, other=0)
+            next_token = next_block * BLOCK + i_next % PARTS * TOKENS
         else:
-            token, o_seen, seen_by_all = i_part * TOKENS, o_position, position + 1
+            o_seen, seen_by_all = o_position, position + 1
+            next_token = tl.minimum(token + TOKENS, last)
+        next_slot = tl.load(p_tokens + next_token)  # a step ahead, so that the loads of keys need not wait for it
         b_output, b_max, b_sum = attend(
             b_queries,
             b_output,
@@ -188,7 +207,7 @@ def _tiles_kernel(
             b_sum,
             p_keys + i_kv_head * key_head_stride,
             p_values + i_kv_head * value_head_stride,
-            tl.load(p_tokens + token),
+            slot,
             token,
             o_seen,
             seen_by_all,

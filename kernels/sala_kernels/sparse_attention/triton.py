@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_shape
+from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
-from sala_kernels.sparse_attention.lists import MAX_TILE, shared_lists
-from sala_kernels.sparse_attention.tiles import attend_all, attend_shared
+from sala_kernels.sparse_attention.lists import shared_lists
+from sala_kernels.sparse_attention.tiles import attend_all, attend_shared, tile_queries
 
 DECODE_SPLITS = 32  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
 
@@ -46,8 +46,7 @@ def _prefill(
     batch, geometry, _ = rest
     inputs = queries, keys, values, block_ids
     attend_all(*inputs, output, *rest)
-    tile, _ = tile_shape(queries, keys.shape[1], batch.max_query_tokens)
-    lists = shared_lists(block_ids, batch, geometry, min(tile, MAX_TILE))
+    lists = shared_lists(block_ids, batch, geometry, tile_queries(queries, keys))
     parts = torch.empty_like(output, dtype=torch.float32)
     lse = parts.new_empty(parts.shape[:2])
     attend_shared(*inputs, parts, lse, lists, *rest)
@@ -211,10 +210,14 @@ def _rows_kernel(
     p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     o_position = tl.zeros([HEADS], tl.int32) + position
     PARTS: tl.constexpr = BLOCK // TOKENS
+    next_block = tl.load(p_rest + begin * rest_stride, mask=sparse & (begin < end), other=begin)
+    next_slot = tl.load(p_tokens + next_block * BLOCK)
     for i_part in range(begin * PARTS, end * PARTS):
-        i_block = i_part // PARTS
-        block = tl.where(sparse, tl.load(p_rest + i_block * rest_stride, mask=sparse, other=0), i_block)
-        first = i_part % PARTS * TOKENS
+        token, slot = next_block * BLOCK + i_part % PARTS * TOKENS, next_slot + i_part % PARTS * TOKENS
+        i_next = (i_part + 1) // PARTS
+        next_block = tl.load(p_rest + i_next * rest_stride, mask=sparse & (i_next < end), other=0)
+        next_block = tl.where(sparse, next_block, tl.minimum(i_next, end - 1))
+        next_slot = tl.load(p_tokens + next_block * BLOCK)  # a step ahead: the loads of keys need not wait for it
         b_output, b_max, b_sum = attend(
             b_queries,
             b_output,
@@ -222,8 +225,8 @@ def _rows_kernel(
             b_sum,
             p_keys + i_kv_head * key_head_stride,
             p_values + i_kv_head * value_head_stride,
-            tl.load(p_tokens + block * BLOCK) + first,
-            block * BLOCK + first,
+            slot,
+            token,
             o_position,
             position + 1,
             scale,

@@ -1,0 +1,67 @@
+"""The lists of blocks that tiles share and of what is left to rows hold what the rows' own lists hold."""
+
+import pytest
+import torch
+from paging import DENSE
+from sala_kernels.sparse_attention.lists import SHARERS, shared_lists
+from sparse_inputs import SMALL, Inputs
+from sparse_inputs import poisoned_memory as poisoned_memory
+
+LENGTHS, NEW_TOKENS = [1, 700, 64 * 9, 130, 500], [1, 33, 8, 0, 6]
+SPARSE_FROM = [0, 680, 0, 0, DENSE]  # the second one inside its rows
+
+
+def neighbours_lists(inputs: Inputs, kept: float) -> torch.Tensor:
+    """Ascending lists [T, Hkv, K_SEL] with the current block; each row keeps picks of the row before by chance."""
+    geometry, (rows, heads) = inputs.geometry, (inputs.queries.shape[0], inputs.keys.shape[1])
+    lists = torch.full((rows, heads, geometry.selected_blocks), -1, dtype=torch.int32)
+    for request in range(inputs.batch.size):
+        own, positions = inputs.batch.rows(request)
+        for kv_head in range(heads):
+            picks: list[int] = []
+            for row, t in zip(range(own.start, own.stop), positions.tolist(), strict=True):
+                current = t // geometry.block_size
+                picks = [block for block in picks if torch.rand(()) < kept and block < current]
+                for block in torch.randperm(current).tolist():
+                    if block not in picks and len(picks) < geometry.selected_blocks - 1 - row % 2:
+                        picks.append(block)
+                lists[row, kv_head, : len(picks) + 1] = torch.tensor([*sorted(picks), current])
+    return lists.to(inputs.queries.device)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 32])
+@pytest.mark.parametrize("kept", [0.0, 0.8])
+def test_lists_hold_every_block_once(device, tile, kept):
+    inputs = Inputs(LENGTHS, NEW_TOKENS, SMALL, (4, 2), 16, torch.bfloat16, device, SPARSE_FROM)
+    ids = neighbours_lists(inputs, kept)
+    lists = shared_lists(ids, inputs.batch, SMALL, tile)
+    for request in range(inputs.batch.size):
+        own, positions = inputs.batch.rows(request)
+        for i, t in enumerate(positions.tolist()):
+            i_tile = own.start // tile + (request if tile > 1 else 0) + i // tile
+            for kv_head in range(2):
+                listed = [block for block in ids[own.start + i, kv_head].tolist() if block >= 0]
+                if t < SPARSE_FROM[request] or len(listed) > t // SMALL.block_size:
+                    continue  # attends to every block up to its own
+                count = int(lists.counts[i_tile, kv_head])
+                blocks = lists.blocks[i_tile, kv_head, :count].tolist()
+                members = [bits & 0xFFFFFFFF for bits in lists.members[i_tile, kv_head, :count].tolist()]
+                assert len(set(blocks)) == count
+                assert all(bits.bit_count() >= SHARERS for bits in members)
+                shared = [block for block, bits in zip(blocks, members, strict=True) if bits >> (i % tile) & 1]
+                rest = lists.rest[own.start + i, kv_head].tolist()
+                left = [block for block in rest if block >= 0]
+                assert left == sorted(left) and rest[len(left) :] == [-1] * (len(rest) - len(left))
+                assert sorted(shared + left) == listed
+
+
+def test_blocks_of_one_row_are_not_shared(device):
+    inputs = Inputs([700], [4], SMALL, (4, 2), 16, torch.bfloat16, device)
+    ids = torch.full((4, 2, SMALL.selected_blocks), -1, dtype=torch.int32)
+    for row in range(4):
+        ids[row, :, :3] = torch.tensor([row, 4 + row // 2, 10])  # its own, one of a pair, one of all
+    lists = shared_lists(ids.to(device), inputs.batch, SMALL, 4)
+    found = sorted(zip(lists.blocks[0, 1].tolist()[:3], lists.members[0, 1].tolist()[:3], strict=True))
+    assert lists.counts[0].tolist() == [3, 3]
+    assert found == [(4, 0b0011), (5, 0b1100), (10, 0b1111)]
+    assert lists.rest[:, 0, :2].tolist() == [[0, -1], [1, -1], [2, -1], [3, -1]]
