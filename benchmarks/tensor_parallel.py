@@ -15,14 +15,13 @@ In bfloat16 another order of sums may decide between two almost equal tokens, an
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from random import Random
 
-from benchmarks import serving
+from benchmarks import rows, serving, streams
 
 OPTIONS = serving.SHARED_OPTIONS | {"load_format": "auto"}
 # fmt: off
@@ -60,7 +59,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--engine-options", type=json.loads, default={}, help="further sglang.Engine options, as JSON")
     parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
-    parser.add_argument("--commit", default=serving.current_commit(), help="commit to record (default: the checkout's)")
+    parser.add_argument("--commit", default=rows.current_commit(), help="commit to record (default: the checkout's)")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the size that this process measures
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)  # where it writes Results as JSON
     arguments = parser.parse_args(words)
@@ -93,7 +92,7 @@ def main() -> int:
                 return 1
             results[tp] = json.loads(file.read_text())
     for row in compared_answers(results):
-        serving.append(arguments.output, row, COLUMNS)
+        rows.append(arguments.output, row, COLUMNS)
     print(table(results))
     return 0
 
@@ -113,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> None:
     longest = max(*arguments.lengths, *arguments.answer_lengths, arguments.batch_length) + arguments.new_tokens
     options = OPTIONS | {"context_length": longest + 64, "tp_size": arguments.worker, "device": arguments.device}
     options |= arguments.engine_options
-    common = {"tp": arguments.worker, "new_tokens": arguments.new_tokens, **serving.surroundings(arguments)}
+    common = {"tp": arguments.worker, "new_tokens": arguments.new_tokens, **rows.surroundings(arguments)}
     common |= {"dtype": options.get("dtype") or config.get("dtype"), "weights": arguments.weights}
     common |= {"shapes": " ".join(f"{name}={config[name]}" for name in SHAPES)}
     common |= {"options": json.dumps(options, sort_keys=True)}
@@ -123,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> None:
         timings = []
         for timing in timed(engine, config, arguments):
             timings.append({name: value for name, value in (common | timing).items() if name in COLUMNS})
-            serving.append(arguments.output, timings[-1], COLUMNS)
+            rows.append(arguments.output, timings[-1], COLUMNS)
     finally:
         engine.shutdown()
     arguments.results.write_text(json.dumps({"common": common, "answers": answers, "timings": timings}))
@@ -136,7 +135,7 @@ def fixed_prompts(config: dict, arguments: argparse.Namespace) -> list[list[int]
 
 def answer(engine, prompt: list[int], new_tokens: int) -> dict:
     """Greedy tokens and the log-probability of each."""
-    found = engine.generate(input_ids=prompt, sampling_params=serving.greedy(new_tokens), return_logprob=True)
+    found = engine.generate(input_ids=prompt, sampling_params=streams.greedy(new_tokens), return_logprob=True)
     logprobs, tokens = zip(*(entry[:2] for entry in found["meta_info"]["output_token_logprobs"]), strict=True)
     return {"prompt_tokens": len(prompt), "tokens": tokens, "logprobs": logprobs}
 
@@ -146,19 +145,7 @@ def timed(engine, config: dict, arguments: argparse.Namespace):
     for length in arguments.lengths:
         yield {"measured": "one request", **serving.measure_single(engine, config, length, arguments)}
     for size in arguments.batches:
-        seconds = []
-        with serving.peak_memory(arguments.device) as memory:
-            for _ in range(arguments.repetitions + 1):
-                prompts = [serving.random_prompt(config, arguments.batch_length) for _ in range(size)]
-                seconds.append(serving.decode_seconds(serving.stream(engine, prompts, arguments.new_tokens)))
-        yield {
-            "measured": "batch",
-            "requests": size,
-            "prompt_tokens": arguments.batch_length,
-            "repetitions": arguments.repetitions,
-            "decode_ms_per_token": round(statistics.median(seconds[1:]) * 1e3, 3),
-            "peak_memory_mib": memory["peak_mib"],
-        }
+        yield {"measured": "batch", **serving.measure_batch(engine, config, size, arguments)}
 
 
 def compared_answers(results: dict[int, dict]) -> list[dict]:

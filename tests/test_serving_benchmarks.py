@@ -1,8 +1,11 @@
 """The serving benchmarks without a GPU: what they compute and print, and their arguments."""
 
+import argparse
+
 import pytest
 
-from benchmarks.serving import decode_seconds
+from benchmarks import device_memory, rows, serving, step_profile
+from benchmarks.streams import decode_seconds
 from benchmarks.tensor_parallel import COLUMNS, compare, compared_answers, parse_arguments, table
 
 RESULTS = {
@@ -70,3 +73,76 @@ def test_impossible_arguments(tiny_checkpoint, capsys, words, error):
     with pytest.raises(SystemExit):
         parse_arguments(["--model", str(tiny_checkpoint), "--output", "x.csv", *words.split()])
     assert error in capsys.readouterr().err
+
+
+def serving_arguments(words: str = "") -> argparse.Namespace:
+    return serving.parse_arguments(["--model", "x", "--lengths", "100,1024", "--output", "x.csv", *words.split()])
+
+
+def test_batches_are_sizes_or_none():
+    assert serving_arguments().batch == [32]
+    assert serving_arguments("--batch 1,32").batch == [1, 32]
+    assert serving_arguments("--batch 0").batch == []
+
+
+def test_few_steps_to_profile_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        serving_arguments("--profile-steps 4")
+    assert "--profile-steps is 4; allowed: 8 or more" in capsys.readouterr().err
+
+
+class CountingEngine:
+    """Answers every token at once, and keeps the prompts' lengths."""
+
+    def __init__(self):
+        self.lengths = []
+
+    def generate(self, input_ids: list[list[int]], sampling_params: dict, stream: bool):
+        self.lengths += [len(prompt) for prompt in input_ids]
+        for tokens in range(1, sampling_params["max_new_tokens"] + 1):
+            for index in range(len(input_ids)):
+                yield {"index": index, "meta_info": {"completion_tokens": tokens}}
+
+
+def test_very_long_prompts_are_asked_once():
+    engine, arguments = CountingEngine(), serving_arguments("--device cpu --batch 2 --batch-length 7 --new-tokens 3")
+    arguments.lengths = [10, serving.ONCE_FROM]
+    timed = list(serving.timed(engine, {"vocab_size": 100}, arguments))
+    assert engine.lengths == [10] * 4 + [serving.ONCE_FROM] + [7] * 8
+    assert [row["repetitions"] for row in timed] == [3, "1, no warm-up", 3]
+    assert all(row["decode_ms_per_token"] > 0 for row in timed)
+    assert all(row.keys() <= set(serving.COLUMNS) for row in timed)
+
+
+def test_profiled_prompts_are_whole_chunks_up_to_a_limit():
+    arguments = serving_arguments("--batch-length 5000")
+    assert step_profile.prefill_tokens(arguments, chunk=300) == 1200
+    arguments.lengths = [1_040_000]
+    assert step_profile.prefill_tokens(arguments, chunk=8192) == 131_072
+    assert step_profile.longest(arguments, chunk=8192) == 131_073
+    arguments.lengths = [100]
+    assert step_profile.longest(arguments, chunk=64) == 5000 + 2 * 32 + 64
+
+
+class MemoryEngine:
+    def get_server_info(self) -> dict:
+        told = {"weight": 17.5, "kvcache": 8.0, "graph": {"prefill": 0.0, "decode": 0.25}}
+        return {"internal_states": [{"memory_usage": told}]}
+
+
+def test_memory_is_what_sglang_tells_and_the_rest(monkeypatch):
+    monkeypatch.setattr(device_memory, "used_mib", lambda device: 64_000)
+    found = {row["what"]: row["mib"] for row in device_memory.after_start(MemoryEngine(), 500, "cuda")}
+    assert (found["weights"], found["keys, values and compressed keys"], found["decode graphs"]) == (17_920, 8192, 256)
+    assert found["sum after the start"] == 63_500 == sum(found.values()) - 63_500
+    assert "prefill graphs" not in found
+
+
+def test_rows_are_appended_and_shown_as_a_table(tmp_path, capsys):
+    columns = ("date", "engine", "ttft_s", *rows.SURROUNDINGS)
+    path = tmp_path / "new" / "x.csv"
+    assert rows.read(path) == []
+    for engine in ("one", "two"):
+        rows.append(path, {"date": "today", "engine": engine, "gpu": "none"}, columns)
+    assert rows.table(rows.read(path)[1:], ("engine", "ttft_s")).splitlines()[2:] == ["| two |  |"]
+    assert capsys.readouterr().out == "engine=one\nengine=two\n"

@@ -1,0 +1,44 @@
+"""Requests to an engine, and when their tokens came."""
+
+import random
+import statistics
+import time
+
+
+def one_request(engine, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and seconds per token after it."""
+    start = time.perf_counter()
+    arrivals = stream(engine, [prompt], new_tokens)
+    return arrivals[0][0][0] - start, decode_seconds(arrivals)
+
+
+def stream(engine, prompts: list[list[int]], new_tokens: int) -> list[list[tuple[float, int]]]:
+    """Run the prompts at once; for each, when how many of its tokens had come: (seconds, tokens) in order."""
+    arrivals = [[] for _ in prompts]
+    for chunk in engine.generate(input_ids=prompts, sampling_params=greedy(new_tokens), stream=True):
+        arrivals[chunk["index"]].append((time.perf_counter(), chunk["meta_info"]["completion_tokens"]))
+    counts = [seen[-1][1] if seen else 0 for seen in arrivals]
+    if set(counts) != {new_tokens}:
+        raise RuntimeError(f"expected streams of {new_tokens} tokens, got {counts}")
+    return arrivals
+
+
+def decode_seconds(arrivals: list[list[tuple[float, int]]]) -> float:
+    """Seconds per token and request while all requests generate: from the last first token to the first last one."""
+    start, end = max(seen[0][0] for seen in arrivals), min(seen[-1][0] for seen in arrivals)
+    steps = statistics.mean(tokens_at(seen, end) - tokens_at(seen, start) for seen in arrivals)
+    if steps <= 0:
+        raise RuntimeError("no request generated while all others did; allowed: more new tokens")
+    return (end - start) / steps
+
+
+def tokens_at(seen: list[tuple[float, int]], moment: float) -> int:
+    return max(count for when, count in seen if when <= moment)
+
+
+def greedy(new_tokens: int) -> dict:
+    return {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
+
+
+def random_prompt(config: dict, length: int) -> list[int]:
+    return random.choices(range(10, config["vocab_size"]), k=length)
