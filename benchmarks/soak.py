@@ -149,6 +149,7 @@ def make_load(server: Server, config: dict, arguments: argparse.Namespace) -> Lo
         long=long if long > arguments.longest else 0,
         new_tokens=arguments.new_tokens,
         structured=has_tokenizer(arguments),
+        dense_len=config["sparse_config"]["dense_len"],
         seed=arguments.seed,
     )
 

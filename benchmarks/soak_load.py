@@ -17,6 +17,7 @@ SAMPLES = 3
 LEAVE_SECONDS = 600  # until the first token
 LONG_ANSWER = 1000  # tokens, of clients that leave and of the long prompt, which fills the pool meanwhile
 LONG_AFTER = 0.25  # of the time
+NEAR_BORDER = 0.2  # of the prompts
 GREEDY, SAMPLED, LEAVING, STRUCTURED = "greedy", "sampled", "leaving", "structured"
 WEIGHTS = {GREEDY: 65, SAMPLED: 10, LEAVING: 15, STRUCTURED: 10}
 
@@ -41,7 +42,8 @@ class Answered:
 
 @dataclass
 class Tally:
-    """What the load was, over all clients. ``sample``: answers drawn evenly; ``failures``: what went wrong."""
+    """What the load was, over all clients. ``sample``: answers drawn evenly from those of which the cache had a part of
+    the prompt; ``failures``: what went wrong."""
 
     size: int
     rng: Random
@@ -64,7 +66,9 @@ class Tally:
             for answer in answers:
                 self.output_tokens += len(answer["output_ids"])
                 self.cached_tokens += answer["meta_info"]["cached_tokens"]
-                if job.kind != STRUCTURED:  # its probabilities are those among what the grammar allows
+                # Those of structured answers are among what the grammar allows. Answers to prompts of which the cache
+                # had a part are the ones that can go wrong.
+                if job.kind != STRUCTURED and answer["meta_info"]["cached_tokens"]:
                     self._draw(answered(job, answer))
 
     def _draw(self, answered: Answered) -> None:
@@ -81,7 +85,8 @@ class Tally:
 
 @dataclass
 class Load:
-    """vocabulary: token ids below it are asked. longest: tokens of a prompt; long: tokens of one more, 0 for none."""
+    """vocabulary: token ids below it are asked. longest: tokens of a prompt; long: tokens of one more, 0 for none.
+    dense_len: a prompt in five is about that long, where dense and sparse prompts share a prefix."""
 
     server: object
     vocabulary: int
@@ -91,6 +96,7 @@ class Load:
     long: int
     new_tokens: int
     structured: bool
+    dense_len: int
     seed: int
 
     def run(self, sample: int) -> Tally:
@@ -119,6 +125,8 @@ class Load:
     def make_job(self, rng: Random) -> Job:
         """Lengths evenly spread over orders of magnitude; most prompts begin as one of the texts does."""
         length = round(math.exp(rng.uniform(0, math.log(self.longest))))
+        if rng.random() < NEAR_BORDER:
+            length = min(rng.randrange(self.dense_len * 3 // 4, self.dense_len * 5 // 4), self.longest)
         common = rng.choice((0, rng.randrange(length), length // 64 * 64, length - 1))
         prompt = rng.choice(self.texts)[:common] + self.random_tokens(rng, length - common)
         weights = WEIGHTS if self.structured else WEIGHTS | {STRUCTURED: 0}

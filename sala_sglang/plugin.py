@@ -29,7 +29,7 @@ import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache, request_checks
+from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache, products, request_checks
 from sala_sglang.config import SALAConfig
 from sala_sglang.sharding import check_tensor_parallel
 
@@ -198,7 +198,7 @@ def _from_cli_args(original, cls, args):
 
 def _adjust_arguments(server_args: Any, previous) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
 
     config = model_config_of(server_args).hf_config
     if ARCHITECTURE not in (getattr(config, "architectures", None) or ()):
@@ -210,6 +210,7 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     options.dense_len_tokens(config)
     options.snapshot_spacing_tokens()
     _declare_sizes(server_args, config)
+    declare_resolution(server_args, __name__, **products.backend_for_one_row(server_args))
     previous(server_args)
     _prepare_frontend()
     if resolution_result(server_args, "attention_backend") != BACKEND:

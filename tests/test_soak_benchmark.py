@@ -12,7 +12,7 @@ from benchmarks.soak_score import Differences, apart, choose, differences, score
 
 def make_load(**changes) -> Load:
     common = {"server": None, "vocabulary": 500, "seconds": 0, "clients": 2, "longest": 700, "long": 0}
-    load = Load(**common | {"new_tokens": 90, "structured": True, "seed": 3} | changes)
+    load = Load(**common | {"new_tokens": 90, "structured": True, "dense_len": 512, "seed": 3} | changes)
     load.texts = [load.random_tokens(Random(text), 700) for text in range(soak_load.TEXTS)]
     return load
 
@@ -27,6 +27,7 @@ def test_prompts_are_of_all_lengths_and_share_prefixes():
     lengths = [len(job.prompt) for job in jobs]
     assert min(lengths) == 1 and 500 < max(lengths) <= 700
     assert {job.kind for job in jobs} == {GREEDY, SAMPLED, LEAVING, STRUCTURED}
+    assert sum(384 <= length < 640 for length in lengths) > 100
     begins = [tuple(job.prompt[:64]) for job in jobs if len(job.prompt) >= 64]
     assert len(begins) > 2 * len(set(begins))
     assert STRUCTURED not in {make_load(structured=False).make_job(rng).kind for _ in range(500)}
@@ -60,6 +61,8 @@ def test_answers_are_counted_and_sampled():
     assert (tally.requests, tally.prompt_tokens, tally.aborts) == (4, 14, 1)
     assert (tally.output_tokens, tally.cached_tokens) == (4 * 6 + 16, 20)
     assert (tally.answers, len(tally.sample)) == (4, 2)
+    tally.add(Job([11] * 5, 6, GREEDY), soak_load.ask(Server(), Job([11] * 5, 6, GREEDY)))
+    assert tally.answers == 4  # nothing of it came from the cache
     assert tally.sample[0].logprobs == [-1.0] * 6
 
 
@@ -119,7 +122,7 @@ def test_defaults_fit_each_other(tiny_checkpoint):
     assert arguments.pool == 157_286
     options = " ".join(soak.server_options(arguments))
     assert options.endswith("--max-running-requests 32 --max-mamba-cache-size 192 --dtype float32")
-    load = soak.make_load(None, {"vocab_size": 500}, arguments)
+    load = soak.make_load(None, {"vocab_size": 500, "sparse_config": {"dense_len": 8192}}, arguments)
     assert (load.long, load.structured) == (131_072 - 1016, True)
     assert re.fullmatch(soak_load.NUMBER, "1234")
 
