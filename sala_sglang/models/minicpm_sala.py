@@ -122,9 +122,14 @@ class LightningMixer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         q, k, v, gate = self.qkvz_proj(x)[0].chunk(4, dim=-1)
-        q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
-        q, k = qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps)
-        output = self.attn(q.flatten(1), k, v, forward_batch)
+        norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps
+        # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
+        if forward_batch.logical_forward_mode.is_decode():
+            output = self.attn(q, k, v, forward_batch, norm_rope=norm_rope)
+        else:
+            q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+            q, k = qk_norm_rope(q, k, *norm_rope)
+            output = self.attn(q.flatten(1), k, v, forward_batch)
         mean_square = self._mean_square(output) if self.ranks > 1 else None
         return self.o_proj(gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square))[0]
 
