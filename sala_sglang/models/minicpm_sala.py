@@ -6,6 +6,7 @@ import torch
 from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.sigmoid_gate import sigmoid_gate
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
@@ -83,7 +84,7 @@ class SparseMixer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         q, k, v, gate = self.qkvg_proj(x)[0].split(self.splits, dim=-1)
-        return self.o_proj(self.attn(q, k, v, forward_batch) * gate.sigmoid())[0]
+        return self.o_proj(sigmoid_gate(self.attn(q, k, v, forward_batch), gate))[0]
 
 
 class LightningMixer(nn.Module):
