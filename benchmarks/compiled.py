@@ -21,7 +21,7 @@ import triton
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.gated_norm import gated_norm
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
@@ -134,12 +134,9 @@ def operators() -> dict[str, Callable[[], object]]:
     angles = slots, empty(DIM // 2, dtype=torch.float32)
     rows, gate = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:]
     turned = [empty(TOKENS, HEADS, DIM) for _ in range(2)]
-    turned_step = [empty(REQUESTS, HEADS, DIM) for _ in range(2)]
     how = {"implementation": "triton"}
     return {
         "lightning_chunk": lambda: lightning_chunk(*turned, v, states, *chunk, **how),
-        "lightning_chunk segments": lambda: lightning_chunk(*turned, v, states, *chunk, implementation="segments"),
-        "lightning_recurrent": lambda: lightning_recurrent(*turned_step, v_step, states, *step, **how),
         "lightning_step": lambda: lightning_step(
             q_step, k_step, v_step, head_weight, head_weight, *angles, 1e-6, states, *step, **how
         ),

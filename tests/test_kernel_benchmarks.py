@@ -191,11 +191,15 @@ def test_choice_of_rows():
         ["fla"],
         ["fla"],
     ]
-    assert [case.operator for case, _ in choose(cases, [], ["segments"], CPU)] == ["lightning_chunk"] * 2
     with pytest.raises(ValueError, match="--implementations: no operator has 'cutlass'"):
         choose(cases, [], ["cutlass"], CPU)
     with pytest.raises(ValueError, match=r"--only: no row has 'encode'; allowed are parts of:\nselect_blocks prefill"):
         choose(cases, ["decode", "encode"], [], CPU)
+
+
+def test_operators_without_the_implementation_are_left_out(monkeypatch):
+    monkeypatch.setattr("benchmarks.operators.cases.has", lambda operator, name: operator == "lightning")
+    assert [case.operator for case in all_cases(TINY) if case.rows(["new"], CPU)] == ["lightning_chunk"] * 2
 
 
 def test_joint_case_with_an_implementation_of_one_operator(monkeypatch):

@@ -1,12 +1,11 @@
 """Cases of the lightning layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
-from sala_kernels.qk_norm_rope import qk_norm_rope
 
 from . import floors
 from .cases import Case, Choice, Target, Work
@@ -17,25 +16,19 @@ from .row_wise import EPS, NormRope
 from .sizes import Sizes
 from .timing import Call
 
-CHUNK, RECURRENT = "lightning.lightning_chunk", "lightning.lightning_recurrent"
-
 
 def cases(sizes: Sizes) -> list[Case]:
     chunk, (prompts, tokens) = sizes.chunk_tokens, sizes.prompts
-    prefill = partial(Case, "lightning_chunk", operators=(CHUNK,), captured=False, peers=("fla",))
-    steps = [
-        partial(Case, "qk_norm_rope + lightning_recurrent", operators=("qk_norm_rope", RECURRENT), captured=True),
-        partial(Case, "lightning_step", operators=("lightning_step",), captured=True),
-    ]
+    prefill = partial(Case, "lightning_chunk", operators=("lightning",), captured=False, peers=("fla",))
+    decode = partial(Case, "lightning_step", operators=("lightning_step",), captured=True)
     fast = Target(250, "us"), Target(2, "x fla")
     aims = Target(5, "us"), Target(80, "% of copy"), Target(85, "% of copy")
     return [
         prefill(f"prefill 1 x {chunk}", build=partial(chunked, [chunk]), targets=fast),
         prefill(f"prefill {prompts} x {tokens}", build=partial(chunked, [tokens] * prompts), targets=fast),
         *(
-            decode(f"decode {requests}", build=partial(build, requests), targets=(aim,))
+            decode(f"decode {requests}", build=partial(step, requests), targets=(aim,))
             for requests, aim in zip(sizes.state_batches, aims, strict=True)
-            for decode, build in zip(steps, (step, fused_step), strict=True)
         ),
     ]
 
@@ -62,14 +55,14 @@ def chunked(rows: Sequence[int], setting: Setting) -> Work:
     metadata = slots, start, torch.full_like(slots, -1), torch.zeros_like(slots), decay, sizes.scale
 
     def calls(choice: Choice) -> list[Call]:
-        name = choice(CHUNK)
+        name = choice("lightning")
         return [partial(lightning_chunk, *x, states, *metadata, implementation=name) for x in inputs]
 
     def check(choice: Choice) -> None:
         pools = [states.clone() for _ in range(2)]
         outputs = [
             lightning_chunk(*inputs[0], pool, *metadata, implementation=name)
-            for pool, name in zip(pools, (choice(CHUNK), "reference"), strict=True)
+            for pool, name in zip(pools, (choice("lightning"), "reference"), strict=True)
         ]
         check_rows("lightning_chunk output", *outputs)
         check_rows("lightning_chunk states", *pools)
@@ -86,27 +79,7 @@ def chunked(rows: Sequence[int], setting: Setting) -> Work:
 
 
 def step(requests: int, setting: Setting) -> Work:
-    """A decode step, from the projection to the lightning output, as the model computes it."""
-
-    def run(inputs: NormRope, *rest, choice: Choice) -> torch.Tensor:
-        q, k = qk_norm_rope(*inputs.arguments, EPS, implementation=choice("qk_norm_rope"))
-        return lightning_recurrent(q, k, inputs.v, *rest, implementation=choice(RECURRENT))
-
-    return _decode(requests, setting, "lightning_recurrent", run)
-
-
-def fused_step(requests: int, setting: Setting) -> Work:
-    """The same in one operator."""
-
-    def run(inputs: NormRope, *rest, choice: Choice) -> torch.Tensor:
-        q, k, *norm_rope = inputs.arguments
-        return lightning_step(q, k, inputs.v, *norm_rope, EPS, *rest, implementation=choice("lightning_step"))
-
-    return _decode(requests, setting, "lightning_step", run)
-
-
-def _decode(requests: int, setting: Setting, operator: str, run: Callable[..., torch.Tensor]) -> Work:
-    """``run`` gets the rows of a step, the states, their slots and the rest of the arguments of lightning_recurrent."""
+    """A decode step, from the projection to the lightning output."""
     sizes = setting.sizes
     floor = floors.lightning_step(requests, sizes)
     sets = setting.sets(floor.read_bytes)
@@ -115,16 +88,18 @@ def _decode(requests: int, setting: Setting, operator: str, run: Callable[..., t
     rest = torch.full_like(slots[0], -1), decay, sizes.scale
     inputs = [NormRope(requests, setting) for _ in range(sets)]
 
+    def run(i: int, pool: torch.Tensor, name: str) -> torch.Tensor:
+        q, k, *norm_rope = inputs[i].arguments
+        return lightning_step(q, k, inputs[i].v, *norm_rope, EPS, pool, slots[i], *rest, implementation=name)
+
     def calls(choice: Choice) -> list[Call]:
-        return [partial(run, inputs[i], states, slots[i], *rest, choice=choice) for i in range(sets)]
+        return [partial(run, i, states, choice("lightning_step")) for i in range(sets)]
 
     def check(choice: Choice) -> None:
         pools = [states.clone() for _ in range(2)]
-        outputs = [
-            run(inputs[0], pool, slots[0], *rest, choice=how)
-            for pool, how in zip(pools, (choice, lambda _: "reference"), strict=True)
-        ]
-        check_rows(f"{operator} output", *outputs)
-        check_rows(f"{operator} states", *pools)
+        names = choice("lightning_step"), "reference"
+        outputs = [run(0, pool, name) for pool, name in zip(pools, names, strict=True)]
+        check_rows("lightning_step output", *outputs)
+        check_rows("lightning_step states", *pools)
 
     return Work(floor, calls, check)

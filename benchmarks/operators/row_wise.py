@@ -94,7 +94,7 @@ def add_norm(setting: Setting) -> Work:
 
 
 def gate(setting: Setting) -> Work:
-    """The output gate of the sparse layers; the gate is the last part of a projection. The model computes the peer."""
+    """The output gate of the sparse layers; the gate is the last part of a projection."""
     sizes, tokens = setting.sizes, setting.sizes.chunk_tokens
     floor = floors.row_wise(tokens, sizes.width, read=2, written=1)
     projected = 2 * sizes.width + 2 * sizes.kv_heads * sizes.head_dim

@@ -1,7 +1,8 @@
 """SGLang linear-attention backend of the lightning layers, over SGLang's pool of recurrent states."""
 
 import torch
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_step import lightning_step
 from sglang.srt.layers.attention.hybrid_linear_attn_backend import MambaAttnBackendBase
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -12,7 +13,7 @@ from sala_sglang.attention.plan import StatePlan, state_decode, state_extend
 
 
 class LightningBackend(MambaAttnBackendBase):
-    """Chunk form in prefill, recurrent form in decode. Snapshots for the prefix cache are written by the kernels."""
+    """Chunk form in prefill and mixed steps, recurrent form in decode. The kernels write the snapshots of prefixes."""
 
     def __init__(self, runner: ModelRunner):
         super().__init__(runner)
@@ -70,14 +71,20 @@ class LightningBackend(MambaAttnBackendBase):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        *,
+        norm_rope: tuple,
         **kwargs,
     ) -> torch.Tensor:
-        """As forward_extend, with one row per request."""
+        """As forward_extend, with one row per request, of q and k as projected.
+
+        norm_rope: q_weight, k_weight, positions, inv_freq and eps of lightning_step.
+        """
         plan = self.plan
-        output = lightning_recurrent(
+        output = lightning_step(
             q.view(k.shape),
             k,
             v,
+            *norm_rope,
             self._states(layer),
             plan.state_slots,
             plan.snapshot_slots,

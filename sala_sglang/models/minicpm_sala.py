@@ -6,6 +6,7 @@ import torch
 from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.sigmoid_gate import sigmoid_gate
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
@@ -83,7 +84,7 @@ class SparseMixer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         q, k, v, gate = self.qkvg_proj(x)[0].split(self.splits, dim=-1)
-        return self.o_proj(self.attn(q, k, v, forward_batch) * gate.sigmoid())[0]
+        return self.o_proj(sigmoid_gate(self.attn(q, k, v, forward_batch), gate))[0]
 
 
 class LightningMixer(nn.Module):
@@ -122,9 +123,14 @@ class LightningMixer(nn.Module):
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         q, k, v, gate = self.qkvz_proj(x)[0].chunk(4, dim=-1)
-        q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
-        q, k = qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps)
-        output = self.attn(q.flatten(1), k, v, forward_batch)
+        norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps
+        # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
+        if forward_batch.logical_forward_mode.is_decode():
+            output = self.attn(q, k, v, forward_batch, norm_rope=norm_rope)
+        else:
+            q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
+            q, k = qk_norm_rope(q, k, *norm_rope)
+            output = self.attn(q.flatten(1), k, v, forward_batch)
         mean_square = self._mean_square(output) if self.ranks > 1 else None
         return self.o_proj(gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square))[0]
 

@@ -5,7 +5,7 @@ import torch
 from interpreter import repair_bfloat16
 from paging import relative_error
 from quick_interpreter import patch_once_per_launch
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent, reference
+from sala_kernels.lightning import lightning_chunk, reference
 
 from sala_sglang.config import alibi_slopes
 
@@ -41,13 +41,6 @@ def run_chunk(q, k, v, log_decay, states, slots, lengths, snapshots=None, scale=
     return function(q, k, v, states, *metadata, log_decay, scale, **how)
 
 
-def run_recurrent(q, k, v, log_decay, states, slots, snapshot_slots=None, scale=0.125, **how):
-    """Output of the recurrent form, a row for each of ``slots``."""
-    targets = snapshot_slots or [-1] * len(slots)
-    rows = (x[: len(slots)] for x in (q, k, v))
-    return lightning_recurrent(*rows, states, ints(slots, q.device), ints(targets, q.device), log_decay, scale, **how)
-
-
 def closed_form(q, k, v, log_decay, initial, scale):
     """Output and final state of one request in float64, each row summed over all rows before it."""
     q, k, v, log_decay, initial = (x.double() for x in (q, k, v, log_decay, initial))
@@ -61,8 +54,8 @@ def closed_form(q, k, v, log_decay, initial, scale):
     return scale * (torch.einsum("hij,jhe->ihe", scores, v) + before), state
 
 
-def check_against_exact(lengths, heads, dim, dtype, device, implementation):
-    """A chunk form, per request, against float64; the bound is the error of the same steps in ``dtype``."""
+def check_against_exact(lengths, heads, dim, dtype, device):
+    """The chunk kernels, per request, against float64; the bound is the error of the same steps in ``dtype``."""
     inputs = make_inputs(sum(lengths), heads, dim, dtype, device)
     slots = torch.randperm(len(lengths) + 2)[: len(lengths)].tolist()
     states = make_states(len(lengths) + 2, slots, heads, dim, device)
@@ -70,7 +63,7 @@ def check_against_exact(lengths, heads, dim, dtype, device, implementation):
     wide = (x.double() for x in inputs[:3])
     exact = run_chunk(*wide, inputs[3], exact_states, slots, lengths, implementation="reference")
     rough = run_chunk(*inputs, rough_states, slots, lengths, function=reference.lightning_chunk)
-    output = run_chunk(*inputs, states, slots, lengths, implementation=implementation)
+    output = run_chunk(*inputs, states, slots, lengths, implementation="triton")
 
     # Another order of float32 sums may err more, and TF32 truncates where float16 rounds.
     factor = {torch.float32: 8, torch.float16: 2, torch.bfloat16: 1}[dtype]

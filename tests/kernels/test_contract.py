@@ -12,7 +12,7 @@ from sala_kernels.compress_keys import compress_keys
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, default_implementation, implementation_of
 from sala_kernels.gated_norm import gated_norm
 from sala_kernels.layout import SparseGeometry
-from sala_kernels.lightning import lightning_chunk, lightning_recurrent
+from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
@@ -22,7 +22,7 @@ from sala_kernels.sparse_attention import sparse_attention
 
 KERNELS = Path(sala_kernels.__file__).parent
 SOURCES = sorted(KERNELS.rglob("*.py"))
-IMPLEMENTATIONS = {"reference", "triton", "segments"}
+IMPLEMENTATIONS = {"reference", "triton"}
 ALLOWED_IMPORTS = {"torch", "triton", "tilelang", "sala_kernels", *sys.stdlib_module_names}
 
 
@@ -51,7 +51,6 @@ def valid_arguments() -> dict:
     norm_rope = {"q_weight": weight, "k_weight": weight} | rope
     return {
         lightning_chunk: lightning | starts,
-        lightning_recurrent: lightning,
         lightning_step: lightning | norm_rope,
         qk_norm_rope: {"q": rows, "k": rows[:, :2]} | norm_rope,
         sigmoid_gate: {"x": wide, "gate": wide},
@@ -110,7 +109,7 @@ def test_another_dtype_is_refused(operator, name):
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "states"])
-@pytest.mark.parametrize("operator", [lightning_chunk, lightning_recurrent, lightning_step])
+@pytest.mark.parametrize("operator", [lightning_chunk, lightning_step])
 def test_lightning_refuses_strided_rows(operator, name):
     arguments = OPERATORS[operator]
     with pytest.raises(ValueError, match=f"^{name}: expected contiguous"):

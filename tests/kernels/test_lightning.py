@@ -1,4 +1,4 @@
-"""Lightning attention: closed form, chunk form, recurrent form and the Triton kernels agree, whatever the batch."""
+"""Lightning attention: closed form, chunk form and the Triton kernels agree, whatever the batch."""
 
 from itertools import pairwise
 
@@ -10,21 +10,15 @@ from lightning_inputs import (
     closed_form,
     dtypes,
     gpu,
-    ints,
     make_inputs,
     make_states,
     run_chunk,
-    run_recurrent,
 )
 from paging import relative_error
-from sala_kernels.lightning import lightning_recurrent, segments
 
 from sala_sglang.config import alibi_slopes
 
-KERNELS = ["triton", "segments"]
 both = pytest.mark.parametrize("implementation", ["reference", "triton"])
-chunk_kernels = pytest.mark.parametrize("implementation", KERNELS)
-chunk_forms = pytest.mark.parametrize("implementation", ["reference", *KERNELS])
 
 
 @pytest.fixture(autouse=True)
@@ -37,19 +31,7 @@ def poisoned_memory():
 @pytest.fixture
 def short_segments(monkeypatch):
     """Segments of two chunks: a request of 150 rows has two of them."""
-    monkeypatch.setattr(segments, "SEGMENT_TOKENS", 128)
-
-
-def check_recurrent(requests, heads, dim, dtype, device):
-    q, k, v, log_decay = make_inputs(requests, heads, dim, dtype, device)
-    slots = torch.randperm(requests + 3).tolist()[:requests]
-    states = make_states(requests + 3, slots, heads, dim, device)
-    decayed = log_decay.double().exp()[:, None, None] * states[slots].double()
-    output = run_recurrent(q, k, v, log_decay, states, slots, implementation="triton")
-    exact_state = decayed + torch.einsum("bhd,bhe->bhde", k.double(), v.double())
-    exact = 0.125 * torch.einsum("bhd,bhde->bhe", q.double(), exact_state)
-    assert relative_error(states[slots], exact_state) < 1e-6
-    assert relative_error(output, exact) <= 2 * relative_error(exact.to(dtype), exact) + 1e-6
+    monkeypatch.setattr("sala_kernels.lightning.triton.SEGMENT_TOKENS", 128)
 
 
 def test_decay_of_the_released_heads():
@@ -59,21 +41,16 @@ def test_decay_of_the_released_heads():
 
 
 @pytest.mark.parametrize("heads", [1, 3, 8])
-def test_reference_forms_are_the_closed_form(device, heads):
+def test_reference_is_the_closed_form(device, heads):
     q, k, v, log_decay = make_inputs(150, heads, 16, torch.float64, device)
-    states = make_states(3, [0, 1], heads, 16, device).double()
-    states[1] = states[0]
+    states = make_states(1, [0], heads, 16, device).double()
     exact, exact_state = closed_form(q, k, v, log_decay, states[0], 0.25)
-    chunked = run_chunk(q, k, v, log_decay, states, [0], [150], scale=0.25, implementation="reference")
-    steps = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    how = {"scale": 0.25, "implementation": "reference"}
-    rows = [run_recurrent(*step, log_decay, states, [1], **how) for step in steps]
-    for output, state in ((chunked, states[0]), (torch.cat(rows), states[1])):
-        assert relative_error(output, exact) < 1e-13
-        assert relative_error(state, exact_state) < 1e-13
+    output = run_chunk(q, k, v, log_decay, states, [0], [150], scale=0.25, implementation="reference")
+    assert relative_error(output, exact) < 1e-13
+    assert relative_error(states[0], exact_state) < 1e-13
 
 
-@chunk_forms
+@both
 @pytest.mark.parametrize("scale", [16**-0.5, 0.37])
 def test_scale(device, short_segments, implementation, scale):
     # The norm that follows in the model divides a wrong factor out again, so only this test can see it.
@@ -84,33 +61,18 @@ def test_scale(device, short_segments, implementation, scale):
     assert relative_error(output, exact) < 1e-5
 
 
-@both
-def test_scale_of_a_decode_step(device, implementation):
-    inputs, states = make_inputs(1, 2, 16, torch.float32, device), make_states(1, [0], 2, 16, device)
-    exact, _ = closed_form(*inputs, states[0], 0.37)
-    output = run_recurrent(*inputs, states, [0], scale=0.37, implementation=implementation)
-    assert relative_error(output, exact) < 1e-5
-
-
 @dtypes
 @pytest.mark.parametrize(("heads", "dim"), [(1, 16), (3, 32), (2, 64), (1, 128), (1, 256)])
-@chunk_kernels
-def test_chunk_kernels(device, short_segments, implementation, heads, dim, dtype):
-    check_against_exact(MIXED, heads, dim, dtype, device, implementation)
+def test_chunk_kernels(device, short_segments, heads, dim, dtype):
+    check_against_exact(MIXED, heads, dim, dtype, device)
 
 
 @dtypes
 def test_many_segments(device, short_segments, dtype):
-    check_against_exact([1, 128, 321, 0, 256, 129], 2, 32, dtype, device, "segments")
+    check_against_exact([1, 128, 321, 0, 256, 129], 2, 32, dtype, device)
 
 
-@dtypes
-@pytest.mark.parametrize(("requests", "heads", "dim"), [(1, 1, 16), (4, 3, 64), (2, 2, 128), (1, 1, 256)])
-def test_triton_recurrent(device, requests, heads, dim, dtype):
-    check_recurrent(requests, heads, dim, dtype, device)
-
-
-@chunk_forms
+@both
 @pytest.mark.parametrize("unit", [1, 64], ids=["anywhere", "between chunks"])
 def test_any_split_of_a_prompt(device, short_segments, implementation, unit):
     inputs = make_inputs(400, 3, 16, torch.float32, device)
@@ -125,7 +87,7 @@ def test_any_split_of_a_prompt(device, short_segments, implementation, unit):
     assert relative_error(states[0], exact_state) < 2e-6
 
 
-@chunk_forms
+@both
 def test_snapshot_is_the_state_of_a_run_that_stops_there(device, short_segments, implementation):
     lengths, tokens = [150, 64, 130, 300, 300, 0, 130], [128, 64, 0, 256, 192, 0, 64]
     slots, targets = list(range(7)), [7, 8, 9, 10, 11, 12, -1]
@@ -142,14 +104,6 @@ def test_snapshot_is_the_state_of_a_run_that_stops_there(device, short_segments,
 
 
 @both
-def test_snapshot_of_a_decode_step(device, implementation):
-    inputs, states = make_inputs(3, 2, 16, torch.float32, device), make_states(7, [0, 2, 4], 2, 16, device)
-    run_recurrent(*inputs, states, [0, 2, 4], [5, -1, 1], implementation=implementation)
-    assert torch.equal(states[[5, 1]], states[[0, 4]])
-    assert states[[3, 6]].isnan().all()
-
-
-@chunk_forms
 @pytest.mark.parametrize("factor", [1, 30])
 def test_skipped_requests_and_foreign_slots(device, short_segments, implementation, factor):
     owned, skipped, rest = 70 * factor, 5 * factor, 9 * factor  # nobody owns the last rows
@@ -163,14 +117,6 @@ def test_skipped_requests_and_foreign_slots(device, short_segments, implementati
 
 
 @both
-def test_skipped_requests_of_a_decode_step(device, implementation):
-    inputs, states = make_inputs(3, 3, 16, torch.float32, device), make_states(4, [0, 2], 3, 16, device)
-    output = run_recurrent(*inputs, states, [2, -1, 0], implementation=implementation)
-    assert output.isfinite().all() and (output[1] == 0).all() and (output[[0, 2]] != 0).all()
-    assert states[[1, 3]].isnan().all() and states[[0, 2]].isfinite().all()
-
-
-@chunk_forms
 def test_a_request_does_not_depend_on_its_batch(device, short_segments, implementation):
     lengths, slots = [70, 1, 129, 300], [3, 0, 2, 4]
     q, k, v, log_decay = make_inputs(sum(lengths), 2, 16, torch.float32, device)
@@ -192,19 +138,18 @@ def test_a_request_does_not_depend_on_its_batch(device, short_segments, implemen
     assert torch.equal(turned[slots], together[slots])
 
 
-@chunk_kernels
-def test_no_drift(device, implementation):
-    check_drift(16384, 1, 16, torch.float32, device, implementation)
+def test_no_drift(device):
+    check_drift(16384, 1, 16, torch.float32, device)
 
 
-def check_drift(tokens, heads, dim, dtype, device, implementation):
+def check_drift(tokens, heads, dim, dtype, device):
     inputs = make_inputs(tokens, heads, dim, dtype, device)
     states = torch.zeros(1, heads, dim, dim, device=device)
     exact, exact_state = [], states[0].double()
     for part in zip(*(x.split(1024) for x in inputs[:3]), strict=True):
         rows, exact_state = closed_form(*part, inputs[3], exact_state, 0.125)
         exact.append(rows)
-    output = run_chunk(*inputs, states, [0], [tokens], implementation=implementation)
+    output = run_chunk(*inputs, states, [0], [tokens], implementation="triton")
     assert relative_error(states[0], exact_state) < 1e-4
     assert relative_error(output[:1024], exact[0]) < 2e-3
     assert relative_error(output[-1024:], exact[-1]) < 2e-3
@@ -214,59 +159,22 @@ def check_drift(tokens, heads, dim, dtype, device, implementation):
 @pytest.mark.parametrize("lengths", [[8192], [512] * 16, [1] * 20 + [700] * 3, MIXED])
 @pytest.mark.parametrize(("heads", "dim"), [(32, 128), (2, 256)])
 @dtypes
-@chunk_kernels
-def test_chunk_at_real_size(device, implementation, lengths, heads, dim, dtype):
-    check_against_exact(lengths, heads, dim, dtype, device, implementation)
+def test_chunk_at_real_size(device, lengths, heads, dim, dtype):
+    check_against_exact(lengths, heads, dim, dtype, device)
 
 
 @gpu
-@pytest.mark.parametrize("requests", [32, 128])
-@dtypes
-def test_decode_at_real_size(device, requests, dtype):
-    check_recurrent(requests, 32, 128, dtype, device)
+def test_no_drift_over_65536_tokens(device):
+    check_drift(65536, 32, 128, torch.bfloat16, device)
 
 
 @gpu
-@chunk_kernels
-def test_no_drift_over_65536_tokens(device, implementation):
-    check_drift(65536, 32, 128, torch.bfloat16, device, implementation)
-
-
-@gpu
-@chunk_kernels
-def test_slots_behind_two_billion_elements(device, implementation):
+def test_slots_behind_two_billion_elements(device):
     slot, slots = 4100, 4104  # of 2**19 elements each
     inputs = make_inputs(65, 32, 128, torch.bfloat16, device)
     states = torch.empty(slots, 32, 128, 128, device=device)
     near = make_states(2, [0], 32, 128, device)
     states[slot] = near[0]
-    output = run_chunk(*inputs, states, [slot], [65], [(slot + 1, 64)], implementation=implementation)
-    assert torch.equal(output, run_chunk(*inputs, near, [0], [65], [(1, 64)], implementation=implementation))
+    output = run_chunk(*inputs, states, [slot], [65], [(slot + 1, 64)], implementation="triton")
+    assert torch.equal(output, run_chunk(*inputs, near, [0], [65], [(1, 64)], implementation="triton"))
     assert torch.equal(states[slot : slot + 2], near)
-    run_recurrent(*inputs, states, [slot], [slot + 1])
-    run_recurrent(*inputs, near, [0], [1])
-    assert torch.equal(states[slot : slot + 2], near)
-
-
-@gpu
-def test_graph_replay_is_the_eager_step(device):
-    requests = 8
-    q, k, v, log_decay = make_inputs(requests, 32, 128, torch.bfloat16, device)
-    states = make_states(20, list(range(12)), 32, 128, device)
-    slots, targets = ints(range(requests), device), ints([-1] * requests, device)
-    initial = states.clone()
-    lightning_recurrent(q, k, v, states, slots, targets, log_decay, 0.125)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = lightning_recurrent(q, k, v, states, slots, targets, log_decay, 0.125)
-
-    slots.copy_(ints([11, 3, -1, 0, 7, -1, 2, 9], device))
-    targets.copy_(ints([-1, 12, -1, 13, -1, -1, 14, 15], device))
-    for x in (q, k, v):
-        x.copy_(torch.randn_like(x))
-    states.copy_(initial)
-    output.fill_(torch.nan)
-    graph.replay()
-    expected = lightning_recurrent(q, k, v, initial, slots, targets, log_decay, 0.125)
-    assert torch.equal(output, expected)
-    assert torch.equal(states.nan_to_num(7), initial.nan_to_num(7))

@@ -1,10 +1,9 @@
-"""The fused decode step of a lightning layer: exactly qk_norm_rope and lightning_recurrent, and near float64."""
+"""The decode step of a lightning layer: exactly the q and k of qk_norm_rope, the closed form, and near float64."""
 
 import pytest
 import torch
-from lightning_inputs import dtypes, gpu, ints, make_states
+from lightning_inputs import closed_form, dtypes, gpu, ints, make_states
 from paging import relative_error
-from sala_kernels.lightning import lightning_recurrent
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 
@@ -37,15 +36,11 @@ class Step:
         inv_freq = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim)
         self.norm_rope = (*weights, positions, inv_freq, EPS)
         self.log_decay = -torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=device)
+        self.scale = SCALE
 
-    def fused(self, states, slots, targets, implementation):
-        metadata = ints(slots, self.q.device), ints(targets, self.q.device), self.log_decay, SCALE
+    def run(self, states, slots, targets, implementation):
+        metadata = ints(slots, self.q.device), ints(targets, self.q.device), self.log_decay, self.scale
         return lightning_step(self.q, self.k, self.v, *self.norm_rope, states, *metadata, implementation=implementation)
-
-    def apart(self, states, slots, targets, implementation):
-        metadata = ints(slots, self.q.device), ints(targets, self.q.device), self.log_decay, SCALE
-        q, k = qk_norm_rope(self.q, self.k, *self.norm_rope, implementation=implementation)
-        return lightning_recurrent(q, k, self.v, states, *metadata, implementation=implementation)
 
 
 def rounding_slack(elements: int, dtype: torch.dtype) -> float:
@@ -56,27 +51,43 @@ def rounding_slack(elements: int, dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (0.01 + 1 / elements) ** 0.5
 
 
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_reference_is_the_closed_form(device, heads):
+    step = Step(150, heads, 16, torch.float64, device)
+    weights, positions, rest = step.norm_rope[:2], step.norm_rope[2], step.norm_rope[3:]
+    states = make_states(1, [0], heads, 16, device).double()
+    q, k = qk_norm_rope(step.q, step.k, *step.norm_rope, implementation="reference")
+    exact, exact_state = closed_form(q, k, step.v, step.log_decay, states[0], SCALE)
+    outputs = []
+    for rows in zip(step.q.split(1), step.k.split(1), step.v.split(1), positions.split(1), strict=True):
+        step.q, step.k, step.v, position = rows
+        step.norm_rope = (*weights, position, *rest)
+        outputs.append(step.run(states, [0], [-1], "reference"))
+    assert relative_error(torch.cat(outputs), exact) < 1e-13
+    assert relative_error(states[0], exact_state) < 1e-13
+
+
 @both
 @dtypes
 @sizes
-def test_fused_is_the_two_operators(device, implementation, requests, heads, dim, dtype):
+def test_q_and_k_are_those_of_qk_norm_rope(device, implementation, requests, heads, dim, dtype):
+    """A state of ones on the diagonal gives q back, values of ones leave k in every column of an empty state."""
     step = Step(requests, heads, dim, dtype, device)
     slots = torch.randperm(requests + 3).tolist()[:requests]
-    states = make_states(requests + 3, slots, heads, dim, device)
-    pools = states.clone(), states.clone()
-    runs = zip((step.fused, step.apart), pools, strict=True)
-    outputs = [run(pool, slots, [-1] * requests, implementation) for run, pool in runs]
-    results = [pool[slots] for pool in pools]
-    assert outputs[0].is_contiguous() and outputs[0].dtype == dtype
-    if device == "cpu":
-        assert torch.equal(*outputs) and torch.equal(*results)
-    elif requests:
-        # There the compiler orders the sums of each kernel by itself; the output is rounded after that.
-        slack = rounding_slack(step.k.numel(), dtype)
-        assert relative_error(*results) <= slack
-        assert relative_error(*outputs) <= slack + torch.finfo(dtype).eps
-    others = [slot for slot in range(requests + 3) if slot not in slots]
-    assert pools[0][others].isnan().all()
+    q, k = qk_norm_rope(step.q, step.k, *step.norm_rope, implementation=implementation)
+    step.log_decay, step.scale = torch.zeros_like(step.log_decay), 1.0
+    step.v = torch.zeros_like(step.v)
+    states = torch.eye(dim, device=device).repeat(requests + 3, heads, 1, 1)
+    output = step.run(states, slots, [-1] * requests, implementation)
+    step.v = torch.ones_like(step.v)
+    states = torch.zeros_like(states)
+    step.run(states, slots, [-1] * requests, implementation)
+    assert output.is_contiguous() and output.dtype == dtype
+    for actual, expected in ((output, q), (states[slots], k.float()[..., None].expand(-1, -1, -1, dim))):
+        if device == "cpu":
+            assert torch.equal(actual, expected)
+        elif requests:  # there the compiler orders the sums of each kernel by itself
+            assert relative_error(actual, expected) <= rounding_slack(step.k.numel(), dtype)
 
 
 @dtypes
@@ -94,7 +105,7 @@ def check_against_exact(requests, heads, dim, dtype, device):
     decayed = step.log_decay.double().exp()[:, None, None] * states[slots].double()
     exact_states = decayed + torch.einsum("bhd,bhe->bhde", k, step.v.double())
     exact = SCALE * torch.einsum("bhd,bhde->bhe", q, exact_states)
-    output = step.fused(states, slots, [-1] * requests, "triton")
+    output = step.run(states, slots, [-1] * requests, "triton")
     slack = rounding_slack(step.k.numel(), dtype)
     assert relative_error(states[slots], exact_states) <= slack
     assert relative_error(output, exact) <= relative_error(exact.to(dtype), exact) + 2 * slack
@@ -105,7 +116,7 @@ def test_snapshots_padding_and_foreign_slots(device, implementation):
     step = Step(4, 3, 32, torch.bfloat16, device)
     slots, targets = [5, -1, 0, 2], [1, 3, -1, 6]
     states = make_states(8, [0, 2, 5], 3, 32, device)
-    output = step.fused(states, slots, targets, implementation)
+    output = step.run(states, slots, targets, implementation)
     assert (output[1] == 0).all() and (output[[0, 2, 3]] != 0).all() and output.isfinite().all()
     assert torch.equal(states[[1, 6]], states[[5, 2]])
     assert states[[3, 4, 7]].isnan().all() and states[[0, 2, 5]].isfinite().all()
@@ -115,10 +126,10 @@ def test_snapshots_padding_and_foreign_slots(device, implementation):
 def test_positions_may_be_int32(device, implementation):
     step = Step(2, 2, 16, torch.float32, device)
     states = make_states(2, [0, 1], 2, 16, device)
-    expected = step.fused(states.clone(), [1, 0], [-1, -1], implementation)
+    expected = step.run(states.clone(), [1, 0], [-1, -1], implementation)
     weights, positions, rest = step.norm_rope[:2], step.norm_rope[2], step.norm_rope[3:]
     step.norm_rope = (*weights, positions.int(), *rest)
-    assert torch.equal(step.fused(states, [1, 0], [-1, -1], implementation), expected)
+    assert torch.equal(step.run(states, [1, 0], [-1, -1], implementation), expected)
 
 
 @gpu
@@ -126,6 +137,18 @@ def test_positions_may_be_int32(device, implementation):
 @dtypes
 def test_at_real_size(device, requests, dtype):
     check_against_exact(requests, 32, 128, dtype, device)
+
+
+@gpu
+def test_slots_behind_two_billion_elements(device):
+    slot, slots = 4100, 4104  # of 2**19 elements each
+    step = Step(1, 32, 128, torch.bfloat16, device)
+    states = torch.empty(slots, 32, 128, 128, device=device)
+    near = make_states(2, [0], 32, 128, device)
+    states[slot] = near[0]
+    output = step.run(states, [slot], [slot + 1], "triton")
+    assert torch.equal(output, step.run(near, [0], [1], "triton"))
+    assert torch.equal(states[slot : slot + 2], near)
 
 
 @gpu

@@ -26,7 +26,7 @@ STALL_SECONDS = 600  # until the first rank of a group ends, and from one end to
 # What is kept of an operator's call: its result, and arguments by their position.
 RECORDED = {
     "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
-    "sala_sglang.attention.lightning_backend": {"lightning_chunk": {}, "lightning_recurrent": {}},
+    "sala_sglang.attention.lightning_backend": {"lightning_chunk": {}, "lightning_step": {}},
     "sala_sglang.models.minicpm_sala": {"mean_square_part": {}, "gated_norm": {4: "mean_square"}},
 }
 

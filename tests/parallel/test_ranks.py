@@ -187,7 +187,7 @@ def test_the_selection_has_a_choice(one):
     assert any(not torch.equal(*blocks) for blocks in chosen)
 
 
-@pytest.mark.parametrize("name", ["sparse_attention", "lightning_chunk", "lightning_recurrent", "gated_norm"])
+@pytest.mark.parametrize("name", ["sparse_attention", "lightning_chunk", "lightning_step", "gated_norm"])
 def test_outputs_of_the_heads(group, one, tolerance, name):
     """[T, H, D], and the columns [T, W] of gated_norm."""
     for parts, whole in zip(joined(group, name, 1), one[name], strict=True):
@@ -201,7 +201,7 @@ def test_recurrent_states_are_divided_by_head(group, one, tolerance):
 
 def test_output_norm_spans_the_full_width(group, one, tolerance):
     """Every rank divides by the mean of squares over all heads; the ranks add it up in units of 16 bytes."""
-    outputs = one["lightning_chunk"] + one["lightning_recurrent"]
+    outputs = one["lightning_chunk"] + one["lightning_step"]
     for result in group:
         for mean, first, output in zip(result["mean_square"], group[0]["mean_square"], outputs, strict=True):
             assert torch.equal(mean, first)

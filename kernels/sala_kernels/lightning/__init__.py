@@ -24,7 +24,7 @@ def lightning_chunk(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Chunk form, for requests with many rows in the step.
+    """Chunk form, for requests with any number of rows in the step.
 
     q, k, v: [T, H, D], each token's heads contiguous; request b owns rows query_start[b] … query_start[b+1]−1
     (query_start [B+1] int32 from 0; rows past the last request are 0).
@@ -44,32 +44,10 @@ def lightning_chunk(
         snapshot_tokens=(snapshot_tokens, "B"),
     )
     check_dtypes(torch.int32, query_start=query_start, snapshot_tokens=snapshot_tokens)
-    module = implementation_of(__name__, implementation, q, ("reference", "triton", "segments"))
+    module = implementation_of(__name__, implementation, q)
     return module.lightning_chunk(
         q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale
     )
-
-
-def lightning_recurrent(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-    *,
-    implementation: str | None = None,
-) -> torch.Tensor:
-    """Recurrent form, one row per request: q, k, v [B, H, D]; everything else as in lightning_chunk.
-
-    The state after the row is stored in ``snapshot_slots[b]`` too unless that is −1.
-    """
-    check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)
-    check_shapes({"B": q.shape[0]}, state_slots=(state_slots, "B"))
-    module = implementation_of(__name__, implementation, q)
-    return module.lightning_recurrent(q, k, v, states, state_slots, snapshot_slots, log_decay, scale)
 
 
 def check_arguments(

@@ -54,26 +54,3 @@ def chunk_step(
     left = (decay[:, None] * (len(q) - 1 - row)).exp()
     state = (decay * len(q)).exp()[:, None, None] * state + torch.einsum("hj,jhd,jhe->hde", left, k, v)
     return scale * (inside + before).transpose(0, 1), state
-
-
-def lightning_recurrent(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    output = torch.zeros_like(q)
-    for request, slot in enumerate(state_slots.tolist()):
-        if slot < 0:
-            continue
-        update = torch.einsum("hd,he->hde", k[request].to(states.dtype), v[request].to(states.dtype))
-        state = log_decay.to(states.dtype).exp()[:, None, None] * states[slot] + update
-        output[request] = (scale * torch.einsum("hd,hde->he", q[request].to(states.dtype), state)).to(q.dtype)
-        states[slot] = state
-        if snapshot_slots[request] >= 0:
-            states[snapshot_slots[request]] = state
-    return output

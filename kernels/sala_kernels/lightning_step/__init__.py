@@ -1,4 +1,4 @@
-"""A decode step of a lightning layer between its projections: qk_norm_rope, then lightning_recurrent."""
+"""A decode step of a lightning layer: qk_norm_rope, then lightning attention in its recurrent form."""
 
 import torch
 
@@ -25,9 +25,13 @@ def lightning_step(
 ) -> torch.Tensor:
     """One row per request: q, k, v [B, H, D] as projected, each row's heads contiguous.
 
-    q_weight, k_weight [D], positions [B] int, inv_freq [D/2] float32 and eps as in qk_norm_rope; states
-    [slots, H, D, D], written in place, state_slots and snapshot_slots [B] int32, log_decay [H] and scale as in
-    lightning_recurrent. Returns [B, H, D] in the dtype of q, rounded wherever the two operators round. Raises
+    q_weight, k_weight [D], positions [B] int, inv_freq [D/2] float32 and eps as in qk_norm_rope.
+    states: [slots, H, D (of k), D (of v)] float32, each slot contiguous; written in place.
+    state_slots: [B] int32; −1 skips the request, whose row is then 0. snapshot_slots: [B] int32; where to store the
+    state after the row as well, −1 for nowhere. No two requests may write the same slot. log_decay: [H] float32,
+    negative.
+
+    Returns [B, H, D] in the dtype of q: q and k rounded as by qk_norm_rope, float32 sums from there on. Raises
     ValueError or TypeError on a shape or dtype that does not fit.
     """
     check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)

@@ -1,4 +1,4 @@
-"""What the GPU implementations of lightning attention share."""
+"""Products of float32 blocks with blocks in the dtype of the inputs, on the tensor cores."""
 
 import torch
 import triton
