@@ -23,13 +23,14 @@ workers, when the model is built:
   KV pool                pool class with compressed keys, and their bytes in the size of a token
   prefix cache           keys that keep dense and sparse prompts apart, chunks and snapshots of whole pages
   request checks         logits where masks leave no token, and the error for a grammar that no token fits
+  hierarchical cache     when it is on: states without a convolution, no storage backend, copies without CUDA
 """
 
 import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache, request_checks
+from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, host_cache, options, prefix_cache, request_checks
 from sala_sglang.config import SALAConfig
 from sala_sglang.sharding import check_tensor_parallel
 
@@ -44,7 +45,6 @@ ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
     ("speculative_algorithm", (None,), "recurrent states cannot be rolled back to the accepted draft yet"),
     ("pp_size", (1,), "the layers are not split over pipeline stages"),
-    ("enable_hierarchical_cache", (False,), "compressed keys have no host copy"),
     ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
     ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "the kernels read keys and values of the model's dtype"),
     ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
@@ -82,6 +82,7 @@ def prepare_worker(config: SALAConfig) -> None:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.runtime_context import get_memory
 
     register_attention_backend(BACKEND)(_create_sparse_backend)
     _hook(
@@ -95,6 +96,10 @@ def prepare_worker(config: SALAConfig) -> None:
         HookType.AFTER,
     )
     _hook_around(prefix_cache.hooks(config) | request_checks.worker_hooks())
+    if get_memory().enable_hierarchical_cache:
+        _hook_around(host_cache.hooks())
+        if cpu_host.without_cuda():
+            cpu_host.provide_host_copies()
     HookRegistry.apply_hooks()
     _check_hooks()
     _done.add("worker")
@@ -235,7 +240,8 @@ def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
 def _check_arguments(server_args: Any, config: SALAConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolution_result
 
-    for field, allowed, reason in ARGUMENT_LIMITS:
+    enabled, device = (resolution_result(server_args, field) for field in ("enable_hierarchical_cache", "device"))
+    for field, allowed, reason in (*ARGUMENT_LIMITS, *host_cache.argument_limits(enabled, device)):
         value = resolution_result(server_args, field)
         if value not in allowed:
             shown = ", ".join(map(repr, allowed))
