@@ -9,11 +9,13 @@ from sala_kernels.layout import SparseGeometry
 from sglang.srt.mem_cache import memory_pool_host
 from sglang.srt.mem_cache.device_pool_info import MambaStateBufferInfo
 from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang.srt.mem_cache.l2_transfer import L2Transfer, L2TransferEngine
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 
 from sala_sglang import cpu_host, host_cache
 from sala_sglang.attention.host_pool import CompressedKeysHostPool
-from sala_sglang.attention.pools import pool_class
+from sala_sglang.attention.pools import layer_buffers, pool_class
 
 LAYERS, HEADS, HEAD_DIM, PAGE, PAGES = 3, 2, 128, 64, 6
 LAYOUT = "page_first_direct"
@@ -74,30 +76,64 @@ def test_what_the_declaration_cannot_be_used_for(pool, page_size, drafts, field)
         )
 
 
-def test_compressed_keys_go_to_the_host_and_back(pool, host_copies):
-    """Pages come back to other places than they left, and nothing else changes; layers come back one by one."""
+@pytest.fixture
+def host(pool, host_copies) -> CompressedKeysHostPool:
+    """Nine pages on the host, made as SGLang does it."""
     anchor = SimpleNamespace(page_num=9, page_size=PAGE, layout=LAYOUT, device="cpu", pin_memory=False)
     declaration = pool.host_pool_decls()[1]
-    host = declaration.host_pool_builder.build(
+    return declaration.host_pool_builder.build(
         decl=declaration, anchor_host=anchor, allocator_type="default", packed_draft_device_pools=()
     )
-    assert isinstance(host, CompressedKeysHostPool)
+
+
+def test_compressed_keys_go_to_the_host_and_back(pool, host):
+    """Pages come back to other places than they left, and nothing else changes; layers come back one by one."""
     assert host.get_hybrid_pool_buffer()[0].nbytes == 9 * PAGE * host.size_per_token
     before = [rows.clone() for rows in pool.compressed]
     host.backup_from_device_all_layer(pool, slots([7, 0, 3]), slots([5, 1, 6]), "direct")
     for layer in (1, 0, 2):
-        untouched = [rows.clone() for rows in pool.compressed]
+        expected = [rows.clone() for rows in pool.compressed]
+        expected[layer][2], expected[layer][4] = before[layer][6], before[layer][5]
         host.load_to_device_per_layer(pool, slots([3, 7]), slots([2, 4]), layer, "direct")
-        untouched[layer][2], untouched[layer][4] = before[layer][6], before[layer][5]
-        for found, expected in zip(pool.compressed, untouched, strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        torch.testing.assert_close(pool.compressed, expected, rtol=0, atol=0)
 
 
-def test_parts_of_pages_are_refused(pool, host_copies):
-    anchor = SimpleNamespace(page_num=9, page_size=PAGE, layout=LAYOUT, device="cpu", pin_memory=False)
-    host = CompressedKeysHostPool(pool, anchor, "default")
+def test_parts_of_pages_are_refused(pool, host):
     with pytest.raises(ValueError, match="compressed_keys expects page-aligned indices"):
         host.load_to_device_per_layer(pool, slots([3])[:10], slots([2])[:10], 0, "direct")
+
+
+def test_a_layer_is_announced_when_its_compressed_keys_are_there(pool, host):
+    """SGLang copies layer by layer and announces each; layers 0, 3 and 4 of the model are sparse here."""
+    host.backup_from_device_all_layer(pool, slots([7]), slots([5]), "direct")
+    for rows in pool.compressed:
+        rows.zero_()
+    there = {}
+    transfer = L2Transfer(host, pool, slots([7]), slots([2]), layer_mapper={0: 0, 3: 1, 4: 2}.get)
+    L2TransferEngine("direct").submit_host_to_device(
+        [transfer],
+        transfer_layer_id_max=5,
+        on_layer_done=lambda layer: there.update({layer: sum(bool(rows[2].any()) for rows in pool.compressed)}),
+    )
+    assert there == {0: 1, 1: 1, 2: 1, 3: 2, 4: 3}
+
+
+def test_a_layer_is_waited_for_before_its_compressed_keys_are_read():
+    hybrid = HybridLinearKVPool(
+        size=PAGES * PAGE,
+        dtype=torch.bfloat16,
+        page_size=PAGE,
+        head_num=HEADS,
+        head_dim=HEAD_DIM,
+        full_attention_layer_ids=[0, 3, 4],
+        device="cpu",
+        mamba_pool=None,
+        full_kv_pool_class=pool_class(SparseGeometry()),
+    )
+    waited = []
+    hybrid.register_layer_transfer_counter(SimpleNamespace(wait_until=waited.append))
+    assert layer_buffers(hybrid, 3)[2] is hybrid.full_kv_pool.compressed[1]
+    assert waited == [3]
 
 
 @pytest.fixture
