@@ -42,10 +42,11 @@ def hooks() -> dict[str, Any]:
     }
 
 
-def skip_empty(original, *args, dst, **kwargs) -> None:
-    """A copy of one part of recurrent states to ``dst``, if there is anything to copy."""
+def skip_empty(original, *args, **kwargs) -> None:
+    """A copy of one part of recurrent states to the tensor ``dst``, if there is anything to copy."""
+    dst = kwargs["dst"] if "dst" in kwargs else args[1]
     if dst.numel():
-        original(*args, dst=dst, **kwargs)
+        original(*args, **kwargs)
 
 
 def refuse_storage(original, cache, *args, **kwargs) -> tuple[bool, str]:
