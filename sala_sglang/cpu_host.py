@@ -49,3 +49,50 @@ HOOKS = {
     "sglang.srt.distributed.parallel_state.GroupCoordinator.__init__": group_without_nccl,
     "sglang.srt.configs.update_config.adjust_config_with_unaligned_cpu_tp": keep_head_counts,
 }
+
+
+def provide_host_copies() -> None:
+    """Let SGLang's hierarchical cache copy with torch: its library has the copies for GPUs only.
+
+    Nothing is pinned, and no 10 GiB are left free, which would be more than a small machine has.
+    """
+    from sglang.srt.mem_cache import memory_pool_host
+    from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
+
+    for module in (memory_pool_host, mamba, mha):
+        module.transfer_kv_all_layer_direct_lf_pf = copy_layers_to_host
+        module.transfer_kv_per_layer_direct_pf_lf = copy_layer_to_device
+    common._cuda_host_register = lambda buffer, granularity_bytes=None: None
+    base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
+
+
+def copy_layers_to_host(
+    src_ptrs: list[torch.Tensor],
+    dst_ptrs: list[torch.Tensor],
+    src_indices: torch.Tensor,
+    dst_indices: torch.Tensor,
+    page_size: int,
+) -> None:
+    """Copy rows of all layers to host pages; the names of the arguments are SGLang's.
+
+    src_ptrs: [rows, ...] per layer, for the first host buffer and then for the next. dst_ptrs: host buffers
+    [pages, layers, page_size, ...]. src_indices, dst_indices: rows of whole pages, here and there.
+    """
+    pages = dst_indices[::page_size] // page_size
+    layers = len(src_ptrs) // len(dst_ptrs)
+    for index, rows in enumerate(src_ptrs):
+        dst_ptrs[index // layers][pages, index % layers] = rows[src_indices].unflatten(0, (-1, page_size))
+
+
+def copy_layer_to_device(
+    src_ptrs: list[torch.Tensor],
+    dst_ptrs: list[torch.Tensor],
+    src_indices: torch.Tensor,
+    dst_indices: torch.Tensor,
+    layer_id: int,
+    page_size: int,
+) -> None:
+    """Copy host pages to rows of one layer: the reverse of ``copy_layers_to_host``, for one layer of each buffer."""
+    pages = src_indices[::page_size] // page_size
+    for host, rows in zip(src_ptrs, dst_ptrs, strict=True):
+        rows[dst_indices] = host[pages, layer_id].flatten(0, 1)

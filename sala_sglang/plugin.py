@@ -13,7 +13,7 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
   linear-attention spec  our backend of the lightning layers, and state snapshots for the prefix cache
   backend choices        the name ``sala``
   model overrides        the published backend names lead to ``sala``; SGLang's provider for its own is replaced
-  resolution hook        page size, refusals, and the frontend's check
+  resolution hook        page size, the products of one row, refusals, and the frontend's check
   argument parser        ``--dense-as-sparse``, which the published command lines use
   cpu_host.HOOKS         on machines without CUDA
 frontend, when the arguments name this model:
@@ -23,15 +23,16 @@ workers, when the model is built:
   KV pool                pool class with compressed keys, and their bytes in the size of a token
   prefix cache           keys that keep dense and sparse prompts apart, chunks and snapshots of whole pages
   request checks         logits where masks leave no token, and the error for a grammar that no token fits
+  hierarchical cache     when it is on: states without a convolution, no storage backend, copies without CUDA
 """
 
 import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, options, prefix_cache, products, request_checks
+from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, host_cache, options, prefix_cache, products, request_checks
 from sala_sglang.config import SALAConfig
-from sala_sglang.sharding import check_tensor_parallel
+from sala_sglang.limits import check_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +41,6 @@ BACKEND = "sala"
 MODEL_PACKAGE = "sala_sglang.models"
 # Names under which published command lines ask for block-sparse attention.
 ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
-# (field, the values that work, what is missing for the others)
-ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
-    ("speculative_algorithm", (None,), "recurrent states cannot be rolled back to the accepted draft yet"),
-    ("pp_size", (1,), "the layers are not split over pipeline stages"),
-    ("enable_hierarchical_cache", (False,), "compressed keys have no host copy"),
-    ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
-    ("kv_cache_dtype", ("auto", "bfloat16", "bf16"), "the kernels read keys and values of the model's dtype"),
-    ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
-    ("attn_cp_size", (1,), "a rank selects among all tokens of a request"),
-    ("dcp_size", (1,), "a rank selects among all tokens of a request"),
-    ("enable_unified_memory", (False,), "pages and states come from separate pools"),
-    ("enable_int8_mamba_checkpoint", (False,), "state snapshots are float32"),
-)
 
 _done: set[str] = set()
 _hook_targets: set[str] = set()
@@ -82,6 +70,7 @@ def prepare_worker(config: SALAConfig) -> None:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.runtime_context import get_memory
 
     register_attention_backend(BACKEND)(_create_sparse_backend)
     _hook(
@@ -95,6 +84,10 @@ def prepare_worker(config: SALAConfig) -> None:
         HookType.AFTER,
     )
     _hook_around(prefix_cache.hooks(config) | request_checks.worker_hooks())
+    if get_memory().enable_hierarchical_cache:
+        _hook_around(host_cache.hooks())
+        if cpu_host.without_cuda():
+            cpu_host.provide_host_copies()
     HookRegistry.apply_hooks()
     _check_hooks()
     _done.add("worker")
@@ -206,7 +199,7 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     if not isinstance(config, SALAConfig):
         raise RuntimeError(f"{ARCHITECTURE} is configured by {type(config)}, not by sala-sglang")
     _check_hooks()
-    _check_arguments(server_args, config)
+    check_arguments(server_args, config)
     options.dense_len_tokens(config)
     options.snapshot_spacing_tokens()
     _declare_sizes(server_args, config)
@@ -231,21 +224,6 @@ def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
     if resolution_result(server_args, "device") == "cpu":
         unset = {name: size for name, size in cpu_host.MEMORY_DEFAULTS.items() if getattr(server_args, name) is None}
         declare_resolution(server_args, __name__, **unset)
-
-
-def _check_arguments(server_args: Any, config: SALAConfig) -> None:
-    from sglang.srt.arg_groups.overrides import resolution_result
-
-    for field, allowed, reason in ARGUMENT_LIMITS:
-        value = resolution_result(server_args, field)
-        if value not in allowed:
-            shown = ", ".join(map(repr, allowed))
-            raise ValueError(f"MiniCPM-SALA: {field} = {value!r} is not supported ({reason}); allowed: {shown}")
-    check_tensor_parallel(config, resolution_result(server_args, "tp_size"))
-    block = config.sparse_geometry.block_size
-    if resolution_result(server_args, "page_size") not in (None, block):
-        value = resolution_result(server_args, "page_size")
-        raise ValueError(f"MiniCPM-SALA: page_size = {value} is not supported; allowed: {block}, the sparse block")
 
 
 def _model_overrides(server_args: Any, hf_config: Any) -> dict:

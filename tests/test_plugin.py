@@ -21,6 +21,9 @@ REFUSED = {
     "--dcp-size 2 --tp-size 2": "1",
     "--kv-cache-dtype fp8_e4m3": "'auto'",
     "--disaggregation-mode decode": "'null'",
+    "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
+    "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU
+    "--hicache-storage-backend file --enable-hierarchical-cache --hicache-io-backend direct": "None",
 }
 RESOLVE = """
 import json, os, sys

@@ -43,6 +43,12 @@ class SalaKVPool(MHATokenToKVPool):
         key_bytes, value_bytes = super().get_kv_size_bytes()
         return key_bytes + sum(rows.nbytes for rows in self.compressed), value_bytes
 
+    def host_pool_decls(self):
+        """What the hierarchical cache keeps on the host: pages, and their compressed keys."""
+        from sala_sglang.attention.host_pool import compressed_keys_declaration  # imports SGLang's copy kernels
+
+        return *super().host_pool_decls(), compressed_keys_declaration(self)
+
     def get_cpu_copy(self, indices, mamba_indices=None, req_pool_index=None):
         pages = self._pages(indices)
         return super().get_cpu_copy(indices), [rows[pages].cpu() for rows in self.compressed]
