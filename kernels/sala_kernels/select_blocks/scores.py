@@ -122,6 +122,14 @@ def _score_kernel(
     if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
         return
 
+    # One block past the last free one: its first slots touch that one too.
+    end_block = last // BLOCK - LOCAL_BLOCKS + 1
+    share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, BLOCKS), tl.num_programs(2)) * BLOCKS
+    begin = INIT_BLOCKS + i_split * share
+    end = tl.minimum(begin + share, end_block)
+    if begin >= end:
+        return
+
     b_queries = load_queries(
         p_queries, i_row, count, i_kv_head, token_stride, query_head_stride, query_dim_stride, GROUP, TILE, HEADS, D
     )
@@ -136,14 +144,9 @@ def _score_kernel(
     p_row = p_scores + (i_row - first_row + o_query).to(tl.int64) * score_row_stride + i_kv_head * score_head_stride
 
     SLOTS: tl.constexpr = BLOCKS * FINE_ROWS
-    # One block past the last free one: its first slots touch that one too.
-    end_block = last // BLOCK - LOCAL_BLOCKS + 1
-    share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, BLOCKS), tl.num_programs(2)) * BLOCKS
-    begin = INIT_BLOCKS + i_split * share
-    end = tl.minimum(begin + share, end_block)
     o_place, o_fine = _places(SLOTS, FINE_ROWS)
     p_pages = p_tokens + o_place * BLOCK
-    pages = end_tile // FINE_ROWS + 1
+    pages = last // BLOCK + 1
     b_next = tl.load(p_pages + begin * BLOCK, mask=begin + o_place < pages, other=0)
     for i_block in range(begin, end, BLOCKS):
         b_page, i_next = b_next // BLOCK, i_block + BLOCKS
