@@ -136,7 +136,6 @@ def _score_kernel(
     b_queries = tl.trans(b_queries)  # keys are the rows of the products: the sum over heads then stays in a row
     o_m = tl.arange(0, TILE * HEADS)
     end_row = (position + o_m // HEADS + 1) // STRIDE
-    end_tile = (last + 1) // STRIDE
     b_lse = whole_lse(p_lse, o_m, i_row, count, i_kv_head, tokens, LSE_SPLITS, HEADS, GROUP)
     p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
