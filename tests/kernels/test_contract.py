@@ -176,3 +176,15 @@ def test_implementations_do_not_import_each_other(source):
     assert not {module for module in ours if module.split(".")[-1] in IMPLEMENTATIONS}
     if source.name == "reference.py":
         assert not {module for module in imported_modules(source) if module.split(".")[0] in ("triton", "tilelang")}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(KERNELS)))
+def test_a_kernel_is_compiled_once_for_all_batches(source):
+    """Triton compiles anew for integers that are 1 or multiples of 16; numbers of rows and requests must not do so."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+            varying = {argument.arg for argument in node.args.args} & {"requests", "tokens", "rows", "first_row"}
+            options = [option for jit in node.decorator_list for option in getattr(jit, "keywords", ())]
+            lists = [option.value for option in options if option.arg == "do_not_specialize"]
+            named = {name for names in lists for name in ast.literal_eval(names)}
+            assert varying <= named, f"{node.name}: {varying - named} in do_not_specialize"

@@ -76,7 +76,7 @@ def _gated_norm_kernel(
     tl.store(p_output + i_row * width + o_column, (b_normed * b_sigmoid).to(dtype), mask=m_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _mean_square_part_kernel(p_x, p_output, full_width, tokens, width, x_stride, x_column_stride, BLOCK: tl.constexpr):
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)

@@ -83,7 +83,7 @@ def lightning_chunk(
     return output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests", "tokens"])
 def _sum_kernel(
     p_k,
     p_v,
@@ -123,7 +123,7 @@ def _sum_kernel(
         tl.store(p_sum + (o_dim[None, :] * D + o_column[:, None]), b_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests", "tokens"])
 def _scan_kernel(
     p_sums,
     p_states,
@@ -154,7 +154,7 @@ def _scan_kernel(
             b_state = factor * b_state + b_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests", "tokens"])
 def _walk_kernel(
     p_q,
     p_k,

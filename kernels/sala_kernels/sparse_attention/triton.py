@@ -248,7 +248,7 @@ def _rows_kernel(
         tl.store(p_row[:, None] + o_dim[None, :] * output_dim_stride, b_output, mask=m_head[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _merge_kernel(
     p_parts,
     p_lse,
