@@ -30,7 +30,16 @@ import logging
 import os
 from typing import Any
 
-from sala_sglang import TESTED_SGLANG_VERSIONS, cpu_host, host_cache, options, prefix_cache, products, request_checks
+from sala_sglang import (
+    TESTED_SGLANG_VERSIONS,
+    cpu_host,
+    host_cache,
+    options,
+    prefix_cache,
+    products,
+    request_checks,
+    tree_core,
+)
 from sala_sglang.config import SALAConfig
 from sala_sglang.limits import check_arguments
 
@@ -202,6 +211,7 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     check_arguments(server_args, config)
     options.dense_len_tokens(config)
     options.snapshot_spacing_tokens()
+    tree_core.use_python_with_another_torch()
     _declare_sizes(server_args, config)
     declare_resolution(server_args, __name__, **products.backend_for_one_row(server_args))
     previous(server_args)
