@@ -36,6 +36,7 @@ def memory_bytes(config: SALAConfig, context: int, requests: int, chunk: int) ->
         "snapshots of their prompts": requests * (context // DEFAULT_SNAPSHOT_SPACING) * state,
         "table of token slots": tokens * INT32,
         "block scores, at most": SCORE_BYTES,
+        "partial attention of a chunk": chunk * config.num_attention_heads * head_dim * FLOAT32,
         "MLP activations of a chunk": 3 * chunk * config.intermediate_size * BFLOAT16,
     }
 

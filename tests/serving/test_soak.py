@@ -26,7 +26,8 @@ def server(start_server):
         f"--max-total-tokens {POOL_TOKENS} --enable-mixed-chunk"
     )
     admit_too_many = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8"}
-    with start_server(*arguments.split(), environment=admit_too_many) as running:
+    many_snapshots = {"SALA_SNAPSHOT_SPACING": "128"}  # the prompts are short
+    with start_server(*arguments.split(), environment=admit_too_many | many_snapshots) as running:
         yield running
 
 

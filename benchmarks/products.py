@@ -1,0 +1,92 @@
+"""Time of the model's matrix products by number of rows, and of SGLang's kernel for a single row, as CSV.
+
+    python benchmarks/products.py --output benchmarks/results/products.csv
+
+Released sizes, bfloat16, random weights. Decode sizes are timed in CUDA graphs, 8,192 rows as eager calls; calls rotate
+through weights of several times the L2 cache. Needs a GPU; ``gemv`` needs a Hopper one and a CUDA compiler.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # as in kernels.py
+
+import torch
+
+from benchmarks.operators.timing import Call, measure
+
+# Name: (output features, input features, how often in the model)
+SHAPES = {
+    "lightning qkvz": (16384, 4096, 24),
+    "sparse qkvg": (8704, 4096, 8),
+    "o": (4096, 4096, 32),
+    "gate_up": (32768, 4096, 32),
+    "down": (4096, 16384, 32),
+    "head": (73448, 4096, 1),
+}
+ROWS = (1, 8, 32, 64, 8192)
+COLUMNS = (
+    "date", "product", "outputs", "inputs", "count", "rows", "kernel", "median_us", "gb_per_s", "tflop_per_s", "gpu",
+    "torch",
+)  # fmt: skip
+WEIGHT_BYTES = 200_000_000  # at least, per product
+
+
+def weights(outputs: int, inputs: int) -> list[torch.Tensor]:
+    count = max(2, -(-WEIGHT_BYTES // (2 * outputs * inputs)))
+    return [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+
+
+def single_row_kernel():
+    """SGLang's gemv and its rule for the sizes that it takes; None where SGLang is not installed."""
+    try:
+        from sglang.kernels.ops.gemm.hopper_bf16_gemv import hopper_bf16_gemv, use_hopper_bf16_gemv
+    except ImportError:
+        return None
+    return hopper_bf16_gemv, use_hopper_bf16_gemv
+
+
+def calls(name: str, rows: int, matrices: list[torch.Tensor]) -> dict[str, list[Call]]:
+    outputs, inputs, _ = SHAPES[name]
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+    found = {"cublas": [partial(torch.nn.functional.linear, x, matrix) for matrix in matrices]}
+    gemv = single_row_kernel()
+    if gemv and gemv[1](rows, outputs, inputs):
+        found["gemv"] = [partial(gemv[0], x, matrix) for matrix in matrices]
+    return found
+
+
+def measure_product(name: str) -> list[dict]:
+    outputs, inputs, count = SHAPES[name]
+    matrices, found = weights(outputs, inputs), []
+    for rows in ROWS:
+        for kernel, each in calls(name, rows, matrices).items():
+            median = measure(each, captured=rows < max(ROWS), device=torch.device("cuda")).median_us
+            row = (time.strftime("%Y-%m-%d"), name, outputs, inputs, count, rows, kernel, round(median, 1))
+            row += (round(2 * outputs * inputs / median / 1e3), round(2 * rows * outputs * inputs / median / 1e6, 1))
+            found.append(dict(zip(COLUMNS, (*row, torch.cuda.get_device_name(), torch.__version__), strict=True)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="CSV file; rows are appended")
+    options = parser.parse_args()
+    new = not options.output.exists()
+    with options.output.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        for name in SHAPES:
+            for row in measure_product(name):
+                writer.writerow(row)
+                print(*(row[column] for column in COLUMNS[1:10]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
