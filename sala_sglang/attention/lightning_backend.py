@@ -10,6 +10,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
 from sala_sglang.attention.plan import StatePlan, state_decode, state_extend
+from sala_sglang.attention.warm_up import compile_lightning
 
 
 class LightningBackend(MambaAttnBackendBase):
@@ -23,6 +24,10 @@ class LightningBackend(MambaAttnBackendBase):
         shard = geometry.log_decay().chunk(parallel.attn_tp_size)[parallel.attn_tp_rank]
         self.log_decay = shard.to(runner.device)
         self.plan: StatePlan
+        if self.log_decay.is_cuda:
+            first = runner.model_config.hf_config.lightning_layer_ids[0]
+            states = self.req_to_token_pool.mamba2_layer_cache(first).temporal
+            compile_lightning(states, self.log_decay, runner.model_config.dtype)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         mapped = self.req_to_token_pool.get_mamba_indices(forward_batch.req_pool_indices)

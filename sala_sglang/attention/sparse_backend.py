@@ -14,6 +14,8 @@ from sglang.srt.runtime_context import get_parallel
 
 from sala_sglang.attention.plan import paged_decode, paged_extend
 from sala_sglang.attention.pools import layer_buffers
+from sala_sglang.attention.warm_up import compile_sparse
+from sala_sglang.config import SALAConfig
 from sala_sglang.options import dense_len_tokens
 
 
@@ -30,6 +32,19 @@ class SparseBackend(AttentionBackend):
         self.dense_len = dense_len_tokens(config)
         self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
         self.plan: PagedBatch
+        if torch.device(runner.device).type == "cuda":
+            self._compile(config)
+
+    def _compile(self, config: SALAConfig) -> None:
+        kv_heads = self.token_to_kv_pool.full_kv_pool.head_num
+        attending = config.num_attention_heads // get_parallel().attn_tp_size
+        compile_sparse(
+            *layer_buffers(self.token_to_kv_pool, config.full_attention_layer_ids[0]),
+            self.req_to_token_pool.req_to_token,
+            self.geometry,
+            (kv_heads * self.heads_per_group, attending),
+            self.max_context_len,
+        )
 
     def init_forward_metadata(self, forward_batch: ForwardBatch):
         if forward_batch.forward_mode.is_decode():

@@ -1,0 +1,81 @@
+"""Compiles the kernels of prefill while a server starts, so that its first long prompts need not wait for it."""
+
+import logging
+import time
+
+import torch
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.lightning import lightning_chunk
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sparse_attention import sparse_attention
+
+logger = logging.getLogger(__name__)
+
+ROWS = 2  # a single row would be a decode step, which the capture of graphs compiles
+PROJECTIONS = 4  # q, k, v and gate of a lightning layer come out of one product: rows of v lie as far apart
+LONG_TOKENS = 4096  # more than a segment of the lightning kernels, which short prompts do not need all
+
+
+def prompt_lengths(geometry: SparseGeometry, context_len: int) -> list[int]:
+    """Tokens of prompts that need kernels of their own, up to ``context_len``.
+
+    Up to K_SEL blocks nothing is scored; from there on the top-k holds the next power of two of blocks.
+    """
+    blocks = [1, 1 << geometry.selected_blocks.bit_length()]
+    while blocks[-1] * geometry.block_size < context_len:
+        blocks.append(2 * blocks[-1])
+    return sorted({min(count * geometry.block_size, context_len) for count in blocks})
+
+
+def compile_sparse(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    compressed: torch.Tensor,
+    token_slots: torch.Tensor,
+    geometry: SparseGeometry,
+    heads: tuple[int, int],
+    context_len: int,
+) -> None:
+    """Select and attend once per prompt length, for queries of zeros; the pools of a layer are only read.
+
+    keys, values [slots, Hkv, D], compressed [pages, Hkv, page_rows, D] and token_slots [R, max_tokens] as in the
+    steps that will follow, because Triton compiles by their strides. heads: query heads that select and that attend.
+    """
+    began = time.perf_counter()
+    head_dim = keys.shape[2]
+    selecting, attending = (keys.new_zeros(ROWS, count, head_dim) for count in heads)
+    for length in prompt_lengths(geometry, context_len):
+        batch = _end_of_prompt(length, token_slots)
+        blocks = select_blocks(selecting, compressed, batch, geometry, head_dim**-0.5)
+        sparse_attention(attending, keys, values, blocks, batch, geometry, head_dim**-0.5)
+    logger.info("Kernels of sparse prefill are compiled, after %.1f s", time.perf_counter() - began)
+
+
+def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torch.dtype) -> None:
+    """Run a prefill without a state, of zeros; ``states`` [slots, H, D, D] are neither read nor written.
+
+    log_decay [H] as in the steps that will follow; dtype: that of their rows.
+    """
+    began = time.perf_counter()
+    heads, head_dim = states.shape[1:3]
+    q = torch.zeros(LONG_TOKENS, heads, head_dim, dtype=dtype, device=states.device)
+    v = q.new_zeros(LONG_TOKENS, PROJECTIONS, heads, head_dim)[:, 2]
+    nowhere = torch.full((1,), -1, dtype=torch.int32, device=states.device)
+    start = torch.tensor([0, LONG_TOKENS], dtype=torch.int32, device=states.device)
+    lightning_chunk(q, q, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
+    logger.info("Kernels of lightning prefill are compiled, after %.1f s", time.perf_counter() - began)
+
+
+def _end_of_prompt(length: int, token_slots: torch.Tensor) -> PagedBatch:
+    """The last rows of a sparse prompt, wherever the first row of ``token_slots`` says that its tokens lie."""
+    rows = min(ROWS, length)
+    numbers = torch.tensor([0, rows, length, 0], dtype=torch.int32, device=token_slots.device)
+    return PagedBatch(
+        query_start=numbers[:2].clone(),
+        kv_lens=numbers[2:3].clone(),
+        sparse_from=numbers[3:].clone(),
+        request_rows=numbers[3:].long(),
+        token_slots=token_slots,
+        max_query_tokens=ROWS,
+        max_kv_tokens=length,
+    )
