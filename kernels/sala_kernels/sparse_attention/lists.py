@@ -16,11 +16,10 @@ MAX_TILE = 32  # rows of a tile are bits of an int32
 
 
 class SharedLists(NamedTuple):
-    """tile: rows of a tile. blocks, members: [tiles, Hkv, capacity] int32, ids of shared blocks and the rows of the
+    """blocks, members: [tiles, Hkv, capacity] int32, ids of shared blocks and the rows of the
     tile that attend to them as bits. counts: [tiles, Hkv] int32. rest: [T, Hkv, K_SEL] int32, a row's other blocks in
     ascending order, −1 after the last one; undefined for rows that attend to every block up to their own."""
 
-    tile: int
     blocks: torch.Tensor
     members: torch.Tensor
     counts: torch.Tensor
@@ -34,10 +33,10 @@ def shared_lists(block_ids: torch.Tensor, batch: PagedBatch, geometry: SparseGeo
     capacity = max(1, tile * selected // SHARERS)
     blocks = block_ids.new_empty((tiles, kv_heads, capacity))
     counts, rest = block_ids.new_empty((tiles, kv_heads)), block_ids.new_empty(block_ids.shape)
-    lists = SharedLists(tile, blocks, torch.empty_like(blocks), counts, rest)
+    lists = SharedLists(blocks, torch.empty_like(blocks), counts, rest)
     _lists_kernel[(tiles, kv_heads)](
         block_ids,
-        *lists[1:],
+        *lists,
         *batch_arguments(batch),
         tokens,
         *block_ids.stride(),

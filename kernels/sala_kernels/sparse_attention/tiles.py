@@ -22,7 +22,7 @@ def tile_queries(queries: torch.Tensor, keys: torch.Tensor) -> int:
     return min(max(1, TILE_ROWS // heads), MAX_TILE)
 
 
-def attend_all(
+def attend_tiles(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -31,64 +31,33 @@ def attend_all(
     batch: PagedBatch,
     geometry: SparseGeometry,
     scale: float,
+    lists: SharedLists | None = None,
+    lse: torch.Tensor | None = None,
 ) -> None:
-    """Fill ``output`` [T, Hq, D] of the rows that attend to every block up to their own."""
-    tile = tile_queries(queries, keys)
-    lists = SharedLists(tile, block_ids, block_ids, block_ids, block_ids)  # none are read
-    _attend(queries, keys, values, block_ids, output, output, lists, batch, geometry, scale, shared=False)
+    """Fill ``output`` [T, Hq, D] of the rows that attend to every block up to their own; with ``lists`` of the others.
 
-
-def attend_shared(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    parts: torch.Tensor,
-    lse: torch.Tensor,
-    lists: SharedLists,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> None:
-    """Fill ``parts`` [T, Hq, D] and their base-2 log-sum-exp [T, Hq], float32, from the shared blocks of tiles.
-
-    −inf and a part of 0 for rows without a shared block; nothing for those that attend to every block.
+    These get parts, from the shared blocks of tiles, and the base-2 log-sum-exps ``lse`` [T, Hq] of them, both float32:
+    0 and −inf for rows without a shared block.
     """
-    _attend(queries, keys, values, block_ids, parts, lse, lists, batch, geometry, scale, shared=True)
-
-
-def _attend(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    output: torch.Tensor,
-    lse: torch.Tensor,
-    lists: SharedLists,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-    shared: bool,
-) -> None:
     tokens, query_heads, _ = queries.shape
     kv_heads = keys.shape[1]
-    group = query_heads // kv_heads
-    heads = max(triton.next_power_of_2(group), MIN_DOT_ROWS // lists.tile)
-    _tiles_kernel[(tile_count(tokens, batch.size, lists.tile), kv_heads)](
+    group, tile = query_heads // kv_heads, tile_queries(queries, keys)
+    heads = max(triton.next_power_of_2(group), MIN_DOT_ROWS // tile)
+    _tiles_kernel[(tile_count(tokens, batch.size, tile), kv_heads)](
         queries,
         keys,
         values,
         block_ids,
         output,
         lse,
-        *lists[1:4],
+        *([None] * 3 if lists is None else lists[:3]),
         *launch_arguments(queries, keys, values, block_ids, batch, scale),
         *output.stride(),
-        *lists.blocks.stride()[:2],
-        TILE=lists.tile,
+        *([0] * 2 if lists is None else lists.blocks.stride()[:2]),
+        TILE=tile,
         HEADS=heads,
         GROUP=group,
-        SHARED=shared,
+        SHARED=lists is not None,
         **constants(keys, geometry),
         num_warps=4,
         num_stages=3 if keys.element_size() == 2 else 1,

@@ -14,7 +14,7 @@ from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
 from sala_kernels.sparse_attention.lists import shared_lists
-from sala_kernels.sparse_attention.tiles import attend_all, attend_shared, tile_queries
+from sala_kernels.sparse_attention.tiles import attend_tiles, tile_queries
 
 DECODE_SPLITS = 32  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
 
@@ -28,46 +28,23 @@ def sparse_attention(
     geometry: SparseGeometry,
     scale: float,
 ) -> torch.Tensor:
+    inputs, common = (queries, keys, values, block_ids), (batch, geometry, scale)
     output = queries.new_empty(queries.shape)
-    inputs, rest = (queries, keys, values, block_ids), (batch, geometry, scale)
-    step = _decode if batch.max_query_tokens == 1 else _prefill
-    step(*inputs, output, *rest)
-    return output
-
-
-def _prefill(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    output: torch.Tensor,
-    *rest,
-) -> None:
-    batch, geometry, _ = rest
-    inputs = queries, keys, values, block_ids
-    attend_all(*inputs, output, *rest)
-    lists = shared_lists(block_ids, batch, geometry, tile_queries(queries, keys))
-    parts = torch.empty_like(output, dtype=torch.float32)
-    lse = parts.new_empty(parts.shape[:2])
-    attend_shared(*inputs, parts, lse, lists, *rest)
-    _attend_rows(*inputs, lists.rest, parts[None], lse, output, *rest)
-
-
-def _decode(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    output: torch.Tensor,
-    *rest,
-) -> None:
     tokens, query_heads, head_dim = queries.shape
-    parts = queries.new_empty((DECODE_SPLITS, tokens, query_heads, head_dim), dtype=torch.float32)
+    splits = DECODE_SPLITS if batch.max_query_tokens == 1 else 1
+    parts = queries.new_empty((splits, tokens, query_heads, head_dim), dtype=torch.float32)
     lse = parts.new_empty(parts.shape[:3])
-    _attend_rows(queries, keys, values, block_ids, block_ids, parts, lse, None, *rest)
-    _merge_kernel[(tokens, query_heads)](
-        parts, lse, output, tokens, *output.stride(), SPLITS=DECODE_SPLITS, D=head_dim, num_warps=4
-    )
+    if batch.max_query_tokens == 1:
+        _attend_rows(*inputs, block_ids, parts, lse, None, *common)
+        _merge_kernel[(tokens, query_heads)](
+            parts, lse, output, tokens, *output.stride(), SPLITS=splits, D=head_dim, num_warps=4
+        )
+    else:
+        attend_tiles(*inputs, output, *common)
+        lists = shared_lists(block_ids, batch, geometry, tile_queries(queries, keys))
+        attend_tiles(*inputs, parts[0], *common, lists, lse[0])
+        _attend_rows(*inputs, lists.rest, parts, lse, output, *common)
+    return output
 
 
 def _attend_rows(
