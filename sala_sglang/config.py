@@ -27,6 +27,7 @@ RELEASED_SPARSE_CONFIG = {
     "use_nope": False,
     "dense_len": 8192,
 }
+MAX_TOPK = 1024  # the kernels count selected blocks in eleven bits
 # The architecture has one value for each of these; another one names a model that nobody has released.
 FIXED_FIELDS = {
     "hidden_act": "silu",
@@ -268,6 +269,8 @@ def _sparse_geometry(given: dict) -> SparseGeometry:
     if fields["topk"] <= fields["init_blocks"]:
         # The initial and current blocks come out of topk; the blocks of the window come on top of it.
         refuse("sparse_config.topk", fields["topk"], f"more than init_blocks = {fields['init_blocks']}")
+    if fields["topk"] > MAX_TOPK:
+        refuse("sparse_config.topk", fields["topk"], f"at most {MAX_TOPK}")
     local = fields["window_size"] // block
     return SparseGeometry(
         block_size=block,

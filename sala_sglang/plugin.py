@@ -202,13 +202,14 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
 
-    config = model_config_of(server_args).hf_config
+    model = model_config_of(server_args)
+    config = model.hf_config
     if ARCHITECTURE not in (getattr(config, "architectures", None) or ()):
         return previous(server_args)
     if not isinstance(config, SALAConfig):
         raise RuntimeError(f"{ARCHITECTURE} is configured by {type(config)}, not by sala-sglang")
     _check_hooks()
-    check_arguments(server_args, config)
+    check_arguments(server_args, config, model.dtype)
     options.dense_len_tokens(config)
     options.snapshot_spacing_tokens()
     tree_core.use_python_with_another_torch()

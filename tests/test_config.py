@@ -167,6 +167,7 @@ IMPOSSIBLE_SPARSE = [
     ("kernel_size", 128, "up to block_size = 64"),
     ("window_size", 100, "multiples of block_size = 64"),
     ("topk", 1, "more than init_blocks = 1"),
+    ("topk", 1025, "at most 1024"),
 ]
 
 

@@ -19,7 +19,8 @@ REFUSED = {
     "--tp-size 3": "1, 2, 4 (",
     "--attn-cp-size 2 --tp-size 2": "1",
     "--dcp-size 2 --tp-size 2": "1",
-    "--kv-cache-dtype fp8_e4m3": "'auto'",
+    "--kv-cache-dtype fp8_e4m3": "'auto', 'bfloat16', 'bf16'",
+    "--kv-cache-dtype bf16 --dtype float32": "'auto'",
     "--disaggregation-mode decode": "'null'",
     "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
     "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU

@@ -9,6 +9,7 @@ from sglang.srt.arg_groups import overrides
 from sala_sglang import products
 
 ARGUMENTS = {"bf16_gemm_backend": "auto", "device": "cuda", "enable_deterministic_inference": False}
+ARGUMENTS |= {"rl_on_policy_target": None}
 
 
 @pytest.fixture
@@ -29,7 +30,13 @@ def test_gemv_on_hopper(hopper):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"bf16_gemm_backend": "torch"}, {"device": "cpu"}, {"enable_deterministic_inference": True}]
+    "changes",
+    [
+        {"bf16_gemm_backend": "torch"},
+        {"device": "cpu"},
+        {"enable_deterministic_inference": True},
+        {"rl_on_policy_target": "fsdp"},
+    ],
 )
 def test_what_was_asked_for_stays(hopper, changes):
     assert declared(**changes) == {}

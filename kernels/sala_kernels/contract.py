@@ -5,6 +5,8 @@ from types import ModuleType
 
 import torch
 
+IMPLEMENTATIONS = "reference", "triton"
+
 
 def check_shapes(sizes: dict[str, int] | None = None, **tensors: tuple[torch.Tensor, str]) -> dict[str, int]:
     """Check tensors against shapes written with shared symbols, such as ``queries=(q, "T Hq D")``.
@@ -37,17 +39,14 @@ def check_groups(query_heads: int, kv_heads: int) -> None:
         raise ValueError(f"query heads {query_heads} must be a multiple of KV heads {kv_heads}")
 
 
-def implementation_of(
-    operator: str, name: str | None, tensor: torch.Tensor, names: tuple[str, ...] = ("reference", "triton")
-) -> ModuleType:
+def implementation_of(operator: str, name: str | None, tensor: torch.Tensor) -> ModuleType:
     """The module that computes ``operator``: ``name`` if given, else Triton on CUDA and the reference elsewhere.
 
-    ``names`` are the implementations that the operator has. An explicit name never falls back. Raises ValueError
-    for another one.
+    An explicit name never falls back. Raises ValueError for one that no operator has.
     """
     chosen = name or default_implementation(tensor.device)
-    if chosen not in names:
-        raise ValueError(f"implementation: got {chosen!r}, allowed are {' and '.join(map(repr, names))}")
+    if chosen not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: got {chosen!r}, allowed are {' and '.join(map(repr, IMPLEMENTATIONS))}")
     return importlib.import_module(f"{operator}.{chosen}")
 
 

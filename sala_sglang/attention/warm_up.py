@@ -1,4 +1,4 @@
-"""Compiles the kernels of prefill while a server starts, so that its first long prompts need not wait for it."""
+"""Compiles, while a server starts, the kernels that only long prompts need: the first of them need not wait for it."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ from sala_kernels.sparse_attention import sparse_attention
 
 logger = logging.getLogger(__name__)
 
-ROWS = 2  # a single row would be a decode step, which the capture of graphs compiles
+ROWS = 2  # a single row would be a decode step
 PROJECTIONS = 4  # q, k, v and gate of a lightning layer come out of one product: rows of v lie as far apart
 LONG_TOKENS = 4096  # more than a segment of the lightning kernels, which short prompts do not need all
 
@@ -68,8 +68,7 @@ def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torc
 
 def _end_of_prompt(length: int, token_slots: torch.Tensor) -> PagedBatch:
     """The last rows of a sparse prompt, wherever the first row of ``token_slots`` says that its tokens lie."""
-    rows = min(ROWS, length)
-    numbers = torch.tensor([0, rows, length, 0], dtype=torch.int32, device=token_slots.device)
+    numbers = torch.tensor([0, ROWS, length, 0], dtype=torch.int32, device=token_slots.device)
     return PagedBatch(
         query_start=numbers[:2].clone(),
         kv_lens=numbers[2:3].clone(),

@@ -34,8 +34,9 @@ def lightning_chunk(
     snapshot_slots: [B] int32; where to store the state after ``snapshot_tokens[b]`` rows of the request as
     well, −1 for nowhere. snapshot_tokens [B] int32 must be a multiple of CHUNK_TOKENS, at most the rows; 0 is
     the state before the step. No two requests may write the same slot.
-    log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better (on a
-    GPU with TF32 products). Raises ValueError or TypeError on a shape or dtype that does not fit.
+    log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better, and on a GPU
+    float32 factors keep 16 bits beside bfloat16, and 11 beside float16. Raises ValueError or TypeError on a shape or
+    dtype that does not fit.
     """
     check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)
     check_shapes(

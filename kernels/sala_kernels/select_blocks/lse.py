@@ -8,9 +8,8 @@ from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
 
 TILE_SLOTS = 64  # K2 slots per step of the loop
-DECODE_SPLITS = (
-    128  # programs that share the context of a decode row: a constant, so results do not depend on the batch
-)
+# Programs that share the context of a decode row: a constant, so results do not depend on the batch.
+DECODE_SPLITS = 128
 
 
 def coarse_lse(

@@ -13,6 +13,7 @@ from sala_kernels.select_blocks.ranks import take_best
 from sala_kernels.select_blocks.scores import score_blocks
 
 SCORE_BYTES = 2**28  # of the score scratch, unless a single row needs more
+STRIDE_UNIT = 16  # Triton compiles anew for strides that 16 does not divide
 
 
 def select_blocks(
@@ -26,10 +27,11 @@ def select_blocks(
     selected = queries.new_empty((tokens, kv_heads, geometry.selected_blocks), dtype=torch.int32)
     blocks = triton.cdiv(batch.max_kv_tokens, geometry.block_size)
     if blocks <= geometry.selected_blocks:
-        take_best(queries.new_empty((2, tokens, kv_heads, 0)), selected, batch, geometry, 0)
+        unread = queries.new_empty((2, tokens, kv_heads, STRIDE_UNIT))
+        take_best(unread, selected, batch, geometry, 0)
         return selected
 
-    blocks = triton.cdiv(blocks, 16) * 16  # Triton compiles anew for strides that 16 does not divide
+    blocks = triton.cdiv(blocks, STRIDE_UNIT) * STRIDE_UNIT
     lse = coarse_lse(queries, compressed, batch, geometry, scale)
     row_bytes = 2 * kv_heads * blocks * queries.element_size()
     rows = min(max(1, SCORE_BYTES // row_bytes), tokens)

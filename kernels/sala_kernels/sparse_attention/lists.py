@@ -103,7 +103,7 @@ def _lists_kernel(
 
     b_members = tl.zeros([TILE, K_SEL_PADDED], tl.int32)
     b_sharers = tl.zeros([TILE, K_SEL_PADDED], tl.int32)
-    for i_query in range(0, tl.minimum(count, TILE)):
+    for i_query in range(0, count):
         listed = tl.sum(tl.where(o_query == i_query, b_listed, 0), 0)
         m_found = m_id & _is_listed(b_ids, p_list + i_query * ids_token_stride, ids_stride, listed, STEPS)
         b_members |= tl.where(m_found, 1 << i_query, 0)
