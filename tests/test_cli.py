@@ -140,9 +140,9 @@ def test_uv_gets_the_settings_of_pip(tmp_path):
 
 
 def test_serving_benchmark_parses_its_arguments():
-    script = [sys.executable, str(ROOT / "benchmarks" / "serving.py")]
-    assert subprocess.run([*script, "--help"], capture_output=True).returncode == 0
+    script = [sys.executable, "-m", "benchmarks.serving"]
+    assert subprocess.run([*script, "--help"], capture_output=True, cwd=ROOT).returncode == 0
     few = [*script, "--model", "x", "--lengths", "64", "--output", "y", "--repetitions", "1"]
-    answer = subprocess.run(few, capture_output=True, text=True)
+    answer = subprocess.run(few, capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 2
     assert "--repetitions is 1; allowed: 3 or more" in answer.stderr
