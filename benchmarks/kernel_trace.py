@@ -15,7 +15,7 @@ GROUPS = {
     "sparse_attention": r"^_(lists|tiles|rows|merge)_kernel",
     "select_blocks": r"^_(coarse_lse|score|rank)_kernel",
     "compress_keys": r"^_compress_kernel",
-    "lightning": r"^_(chunk|recurrent|step|sum|scan|walk)_kernel|seg_la|simple_gla|lightning",
+    "lightning": r"^_(step|sum|scan|walk)_kernel|seg_la|simple_gla|lightning",
     "dense attention": r"Batch(Prefill|Decode)|flash_?(attn|fwd)|flashinfer.*attention|VariableLengthMerge",
     "norms, rope, gates": r"^_(scaled_add_norm|qk_norm_rope|gated_norm|mean_square_part|sigmoid_gate)_kernel"
     r"|rms_?norm|act_and_mul|silu|rotary",

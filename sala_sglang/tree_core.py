@@ -16,7 +16,7 @@ def use_python_with_another_torch() -> None:
     """Choose SGLang's tree in Python, unless the user chose one, where torch is not the one that SGLang requires.
 
     The tree in Rust is compiled into SGLang's wheel against the C++ interface of that torch. With another one it loads,
-    and its first insertion never ends (seen with torch 2.11 in place of 2.14.1: docs/lab-notes.md).
+    and servers have stopped answering at one of their first prompts (torch 2.11 in place of 2.14.1: docs/lab-notes.md).
     """
     requirements = map(Requirement, requires("sglang") or ())
     pinned = next((one.specifier for one in requirements if one.name == "torch"), SpecifierSet())

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 from serving.client import all_at_once, generate, random_prompt
-from serving.oracle import Oracle
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 # As in test_equality, and on a GPU as in test_gpu.
 TOLERANCE = 1e-3 if torch.cuda.is_available() else 1e-4
 NEW_TOKENS = 4
@@ -30,19 +30,6 @@ def server(start_server, request):
     arguments = (ARGUMENTS + request.param).split()
     with start_server(*arguments, environment={"SALA_SNAPSHOT_SPACING": str(SPACING)}) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(server):
-    server.flush_cache()
-    yield
-    counters = server.idle_counters()
-    assert server.is_running() and not any(counters.values()), counters
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_checkpoint):
-    return Oracle(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 from serving.client import generate, random_prompt
-from serving.oracle import Oracle
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 TOLERANCE = 1e-4  # as in test_equality
 NEW_TOKENS = 4
 PAGE, CHUNK, SPACING = 64, 128, 384
@@ -19,19 +19,6 @@ def server(start_server):
     )
     with start_server(*arguments.split(), environment={"SALA_SNAPSHOT_SPACING": str(SPACING)}) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(server):
-    server.flush_cache()
-    yield
-    counters = server.idle_counters()
-    assert server.is_running() and not any(counters.values()), counters
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_checkpoint):
-    return Oracle(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import pytest
 from serving.client import all_at_once, complete, generate, random_prompt
-from serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # float32 as in test_equality; the ranks' partial sums are a further order of sums
 LENGTHS = (1, 100, 385, 513, 1200)
@@ -13,11 +12,6 @@ def server(start_server):
     arguments = "--tp-size 4 --dtype float32 --chunked-prefill-size 256 --max-running-requests 4"
     with start_server(*arguments.split()) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_checkpoint) -> Oracle:
-    return Oracle(tiny_checkpoint)
 
 
 def test_answers_are_those_of_the_whole_model(server, oracle):
