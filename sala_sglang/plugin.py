@@ -35,6 +35,7 @@ from sala_sglang import (
     cpu_host,
     host_cache,
     options,
+    prefill_graphs,
     prefix_cache,
     products,
     request_checks,
@@ -99,6 +100,7 @@ def prepare_worker(config: SALAConfig) -> None:
             cpu_host.provide_host_copies()
     HookRegistry.apply_hooks()
     _check_hooks()
+    products.extend_rule()
     _done.add("worker")
 
 
@@ -145,6 +147,7 @@ def _register() -> None:
     )
     add_attention_backend_choices([BACKEND])
     model_override_base._MODEL_OVERRIDE_FNS[ARCHITECTURE] = [_model_overrides]
+    register_resolution_hook("handle_cuda_graph_config")(_limit_prefill_graphs)
     register_resolution_hook("handle_model_specific_adjustments")(_adjust_arguments)
     _hook("sglang.srt.server_args.ServerArgs.add_cli_args", _add_cli_args, HookType.AFTER)
     _hook("sglang.srt.server_args.ServerArgs.from_cli_args", _from_cli_args, HookType.AROUND)
@@ -196,6 +199,15 @@ def _from_cli_args(original, cls, args):
     if getattr(args, "dense_as_sparse", False):
         os.environ[options.DENSE_AS_SPARSE] = "1"  # workers inherit the environment
     return original(cls, args)
+
+
+def _limit_prefill_graphs(server_args: Any, previous) -> None:
+    """Declare a default for this model before SGLang reads it."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of
+
+    if ARCHITECTURE in (getattr(model_config_of(server_args).hf_config, "architectures", None) or ()):
+        declare_resolution(server_args, __name__, **prefill_graphs.default_size(server_args))
+    previous(server_args)
 
 
 def _adjust_arguments(server_args: Any, previous) -> None:

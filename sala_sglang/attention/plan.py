@@ -7,7 +7,7 @@ code; under capture every tensor below is recorded over the graph runner's stati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +62,12 @@ def paged_decode(batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int,
         max_query_tokens=1,
         max_kv_tokens=max_context_len,
     )
+
+
+def only_last_rows(plan: PagedBatch, max_context_len: int) -> PagedBatch:
+    """The plan of a prefill step for the last row of every request, whose keys are written already: a decode step."""
+    start = torch.arange(plan.size + 1, dtype=torch.int32, device=plan.kv_lens.device)
+    return replace(plan, query_start=start, max_query_tokens=1, max_kv_tokens=max_context_len)
 
 
 def state_extend(batch: ForwardBatch, state_slots: torch.Tensor) -> StatePlan:

@@ -12,7 +12,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
-from sala_sglang.attention.plan import paged_decode, paged_extend
+from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend
 from sala_sglang.attention.pools import layer_buffers
 from sala_sglang.attention.warm_up import compile_sparse
 from sala_sglang.config import SALAConfig
@@ -71,16 +71,19 @@ class SparseBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
+        *,
+        last_rows: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        """q [T, Hq·D], k and v [T, Hkv, D] -> [T, Hq·D]."""
+        """q [T, Hq·D], k and v [T, Hkv, D] -> [T, Hq·D]; with ``last_rows`` q has the last row of every request."""
         if save_kv_cache:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc.for_batch(forward_batch), k, v)
         keys, values, compressed = layer_buffers(self.token_to_kv_pool, layer.layer_id)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         compress_keys(keys, compressed, self.plan, self.geometry)
-        blocks = select_blocks(self._whole_groups(queries), compressed, self.plan, self.geometry, layer.scaling)
-        output = sparse_attention(queries, keys, values, blocks, self.plan, self.geometry, layer.scaling)
+        plan = only_last_rows(self.plan, self.max_context_len) if last_rows else self.plan
+        blocks = select_blocks(self._whole_groups(queries), compressed, plan, self.geometry, layer.scaling)
+        output = sparse_attention(queries, keys, values, blocks, plan, self.geometry, layer.scaling)
         return output.flatten(1)
 
     forward_decode = forward_extend

@@ -11,7 +11,7 @@ from sala_kernels.sparse_attention import sparse_attention
 
 logger = logging.getLogger(__name__)
 
-ROWS = 2  # a single row would be a decode step
+ROWS = 2  # a single row would be a decode step, as the last layer's is
 PROJECTIONS = 4  # q, k, v and gate of a lightning layer come out of one product: rows of v lie as far apart
 LONG_TOKENS = 4096  # more than a segment of the lightning kernels, which short prompts do not need all
 
@@ -36,7 +36,7 @@ def compile_sparse(
     heads: tuple[int, int],
     context_len: int,
 ) -> None:
-    """Select and attend once per prompt length, for queries of zeros; the pools of a layer are only read.
+    """Select and attend once per prompt length, and once for a last row; of zeros, and the pools are only read.
 
     keys, values [slots, Hkv, D], compressed [pages, Hkv, page_rows, D] and token_slots [R, max_tokens] as in the
     steps that will follow, because Triton compiles by their strides. heads: query heads that select and that attend.
@@ -44,10 +44,10 @@ def compile_sparse(
     began = time.perf_counter()
     head_dim = keys.shape[2]
     selecting, attending = (keys.new_zeros(ROWS, count, head_dim) for count in heads)
-    for length in prompt_lengths(geometry, context_len):
-        batch = _end_of_prompt(length, token_slots)
-        blocks = select_blocks(selecting, compressed, batch, geometry, head_dim**-0.5)
-        sparse_attention(attending, keys, values, blocks, batch, geometry, head_dim**-0.5)
+    for rows, length in [*((ROWS, length) for length in prompt_lengths(geometry, context_len)), (1, context_len)]:
+        batch = _end_of_prompt(rows, length, token_slots)
+        blocks = select_blocks(selecting[:rows], compressed, batch, geometry, head_dim**-0.5)
+        sparse_attention(attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5)
     logger.info("Kernels of sparse prefill are compiled, after %.1f s", time.perf_counter() - began)
 
 
@@ -66,15 +66,15 @@ def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torc
     logger.info("Kernels of lightning prefill are compiled, after %.1f s", time.perf_counter() - began)
 
 
-def _end_of_prompt(length: int, token_slots: torch.Tensor) -> PagedBatch:
+def _end_of_prompt(rows: int, length: int, token_slots: torch.Tensor) -> PagedBatch:
     """The last rows of a sparse prompt, wherever the first row of ``token_slots`` says that its tokens lie."""
-    numbers = torch.tensor([0, ROWS, length, 0], dtype=torch.int32, device=token_slots.device)
+    numbers = torch.tensor([0, rows, length, 0], dtype=torch.int32, device=token_slots.device)
     return PagedBatch(
         query_start=numbers[:2].clone(),
         kv_lens=numbers[2:3].clone(),
         sparse_from=numbers[3:].clone(),
         request_rows=numbers[3:].long(),
         token_slots=token_slots,
-        max_query_tokens=ROWS,
+        max_query_tokens=rows,
         max_kv_tokens=length,
     )

@@ -21,6 +21,7 @@ from sglang.srt.utils import add_prefix, set_weight_attrs
 from torch import nn
 
 from sala_sglang.config import SPARSE, SALAConfig
+from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.plugin import prepare_worker
 from sala_sglang.sharding import check_tensor_parallel
@@ -82,9 +83,15 @@ class SparseMixer(nn.Module):
             prefix=add_prefix("attn", prefix),
         )
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x [T, hidden_size] -> the same, or its ``rows`` [B] alone, the last of every request."""
         q, k, v, gate = self.qkvg_proj(x)[0].split(self.splits, dim=-1)
-        return self.o_proj(sigmoid_gate(self.attn(q, k, v, forward_batch), gate))[0]
+        if rows is not None:
+            q, gate = q[rows], gate[rows]
+        output = self.attn(q, k, v, forward_batch, last_rows=rows is not None)
+        return self.o_proj(sigmoid_gate(output, gate))[0]
 
 
 class LightningMixer(nn.Module):
@@ -121,7 +128,10 @@ class LightningMixer(nn.Module):
             prefix=add_prefix("attn", prefix),
         )
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x [T, hidden_size] -> the same, or its ``rows`` alone; the state takes in all."""
         q, k, v, gate = self.qkvz_proj(x)[0].chunk(4, dim=-1)
         norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps
         # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
@@ -131,6 +141,8 @@ class LightningMixer(nn.Module):
             q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))
             q, k = qk_norm_rope(q, k, *norm_rope)
             output = self.attn(q.flatten(1), k, v, forward_batch)
+        if rows is not None:
+            output, gate = output[rows], gate[rows]
         mean_square = self._mean_square(output) if self.ranks > 1 else None
         return self.o_proj(gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square))[0]
 
@@ -167,13 +179,15 @@ class DecoderLayer(nn.Module):
         branch_scale: float,
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
+        rows: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Join the previous branch to the residual stream, run mixer and MLP; the MLP's output stays a branch.
 
-        Every addition is thus fused with the norm that follows it.
+        Every addition is thus fused with the norm that follows it. rows: those to return, if not all.
         """
         x, hidden = scaled_add_norm(branch, hidden, branch_scale, self.input_layernorm.weight, self.eps)
-        x = self.self_attn(x, positions, forward_batch)
+        x = self.self_attn(x, positions, forward_batch, rows)
+        hidden = hidden if rows is None else hidden[rows]
         x, hidden = scaled_add_norm(x, hidden, self.residual_scale, self.post_attention_layernorm.weight, self.eps)
         return self.mlp(x), hidden
 
@@ -197,8 +211,9 @@ class MiniCPMSALAModel(nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Normed hidden states [T, hidden_size]."""
+        """Normed hidden states [T, hidden_size], or of ``rows`` [B] alone, the last of every request."""
         # Embeddings from a request arrive in bfloat16, whatever the model's dtype.
         branch = self.embed_tokens(input_ids) if input_embeds is None else input_embeds.to(self.norm.weight.dtype)
         if forward_batch.forward_mode.is_idle():
@@ -206,7 +221,8 @@ class MiniCPMSALAModel(nn.Module):
         # The scaled embedding joins an empty residual stream.
         hidden, scale = torch.zeros_like(branch), self.config.scale_emb
         for layer in self.layers:
-            branch, hidden = layer(branch, hidden, scale, positions, forward_batch)
+            needed = rows if layer is self.layers[-1] else None
+            branch, hidden = layer(branch, hidden, scale, positions, forward_batch, needed)
             scale = self.config.residual_scale
         return scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0]
 
@@ -233,9 +249,10 @@ class MiniCPMSALAForCausalLM(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ):
-        hidden = self.model(input_ids, positions, forward_batch, input_embeds)
+        rows, logits_metadata = last_rows(forward_batch, len(positions))
+        hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)
         hidden = hidden / self.config.logit_divisor
-        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+        return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.weight_loader.load(self, weights)
