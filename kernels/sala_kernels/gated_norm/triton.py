@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sala_kernels.early_launch import early_launch, meet_predecessor
+
 
 def gated_norm(
     x: torch.Tensor,
@@ -27,6 +29,7 @@ def gated_norm(
         *gate.stride(),
         GIVEN_MEAN_SQUARE=mean_square is not None,
         BLOCK=block,
+        **early_launch(x.device),
         num_warps=_warps(block),
     )
     return output
@@ -61,7 +64,9 @@ def _gated_norm_kernel(
     gate_column_stride,
     GIVEN_MEAN_SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    meet_predecessor(EARLY)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sala_kernels.early_launch import early_launch, meet_predecessor
+
 
 def scaled_add_norm(
     x: torch.Tensor, residual: torch.Tensor, scale: float, weight: torch.Tensor, eps: float
@@ -23,6 +25,7 @@ def scaled_add_norm(
         *x.stride(),
         *residual.stride(),
         BLOCK=block,
+        **early_launch(x.device),
         num_warps=min(max(block // 512, 1), 16),
     )
     return normed, hidden
@@ -43,7 +46,9 @@ def _scaled_add_norm_kernel(
     residual_stride,
     residual_column_stride,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    meet_predecessor(EARLY)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sala_kernels.early_launch import early_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import batch_arguments, locate_tile
 
@@ -34,6 +35,7 @@ def take_best(
         BITS=8 * scores.element_size() - 1,
         CAPACITY=capacity,
         SHORT=min(SHORT_BLOCKS, capacity),
+        **early_launch(scores.device),
         num_warps=min(max(capacity // 1024, 1), 16),
     )
 
@@ -66,7 +68,9 @@ def _rank_kernel(
     BITS: tl.constexpr,
     CAPACITY: tl.constexpr,
     SHORT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    meet_predecessor(EARLY)
     i_kv_head = tl.program_id(1)
     i_request, i_row, count, position = locate_tile(
         tl.program_id(0), p_query_start, p_kv_lens, requests, first_row, rows, 1

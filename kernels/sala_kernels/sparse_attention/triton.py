@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sala_kernels.early_launch import early_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
@@ -37,7 +38,15 @@ def sparse_attention(
     if batch.max_query_tokens == 1:
         _attend_rows(*inputs, block_ids, parts, lse, None, *common)
         _merge_kernel[(tokens, query_heads)](
-            parts, lse, output, tokens, *output.stride(), SPLITS=splits, D=head_dim, num_warps=4
+            parts,
+            lse,
+            output,
+            tokens,
+            *output.stride(),
+            SPLITS=splits,
+            D=head_dim,
+            num_warps=4,
+            **early_launch(queries.device),
         )
     else:
         attend_tiles(*inputs, output, *common)
@@ -83,6 +92,7 @@ def _attend_rows(
         GROUP=group,
         DECODE=output is None,
         **constants(keys, geometry),
+        **early_launch(queries.device),
         num_warps=4,
         num_stages=2 if keys.element_size() == 2 else 1,
     )
@@ -134,7 +144,9 @@ def _rows_kernel(
     K_SEL: tl.constexpr,
     K_SEL_PADDED: tl.constexpr,
     D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    meet_predecessor(EARLY)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
     i_request, i_row, count, position = locate_tile(
         tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
@@ -236,8 +248,10 @@ def _merge_kernel(
     dim_stride,
     SPLITS: tl.constexpr,
     D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Mean of the parts [SPLITS, T, Hq, D], weighted by the sums behind ``lse`` [SPLITS, T, Hq]; −inf: no part."""
+    meet_predecessor(EARLY)
     i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_dim = tl.arange(0, D)
     o_part = (tl.arange(0, SPLITS) * tokens + i_row) * tl.num_programs(1) + i_head
