@@ -43,21 +43,21 @@ def weights(outputs: int, inputs: int) -> list[torch.Tensor]:
 
 
 def single_row_kernel():
-    """SGLang's gemv and its rule for the sizes that it takes; None where SGLang is not installed."""
+    """SGLang's gemv, also for sizes that its rule leaves to cuBLAS; None where SGLang is not installed."""
     try:
-        from sglang.kernels.ops.gemm.hopper_bf16_gemv import hopper_bf16_gemv, use_hopper_bf16_gemv
+        from sglang.kernels.ops.gemm.hopper_bf16_gemv import hopper_bf16_gemv
     except ImportError:
         return None
-    return hopper_bf16_gemv, use_hopper_bf16_gemv
+    return hopper_bf16_gemv
 
 
 def calls(name: str, rows: int, matrices: list[torch.Tensor]) -> dict[str, list[Call]]:
-    outputs, inputs, _ = SHAPES[name]
+    inputs = SHAPES[name][1]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
     found = {"cublas": [partial(torch.nn.functional.linear, x, matrix) for matrix in matrices]}
     gemv = single_row_kernel()
-    if gemv and gemv[1](rows, outputs, inputs):
-        found["gemv"] = [partial(gemv[0], x, matrix) for matrix in matrices]
+    if gemv and rows == 1:
+        found["gemv"] = [partial(gemv, x, matrix) for matrix in matrices]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import platform
 import subprocess
 import threading
@@ -31,12 +32,14 @@ def current_commit() -> str:
 
 @contextmanager
 def first_gpu():
-    """NVML and its handle of the first GPU; unlike torch it takes no memory there."""
+    """NVML and its handle of the first GPU that programs may use; unlike torch it takes no memory there."""
     import pynvml
 
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     pynvml.nvmlInit()
     try:
-        yield pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+        find = pynvml.nvmlDeviceGetHandleByIndex if name.isdigit() else pynvml.nvmlDeviceGetHandleByUUID
+        yield pynvml, find(int(name) if name.isdigit() else name)
     finally:
         pynvml.nvmlShutdown()
 
