@@ -100,7 +100,6 @@ def prepare_worker(config: SALAConfig) -> None:
             cpu_host.provide_host_copies()
     HookRegistry.apply_hooks()
     _check_hooks()
-    products.extend_rule()
     _done.add("worker")
 
 

@@ -6,9 +6,6 @@ from typing import Any
 import torch
 
 HOPPER = 9
-# (outputs, inputs) that SGLang's rule leaves to cuBLAS and that gemv reads faster on an H100 (docs/benchmarks.md): the
-# product with q, k, v and gate of a lightning layer.
-MORE_SHAPES = {(16384, 4096)}
 
 
 def backend_for_one_row(server_args: Any) -> dict[str, str]:
@@ -30,15 +27,6 @@ def backend_for_one_row(server_args: Any) -> dict[str, str]:
     if torch.cuda.get_device_capability()[0] != HOPPER or not _has_compiler():
         return {}
     return {"bf16_gemm_backend": "gemv"}
-
-
-def extend_rule() -> None:
-    """Let ``gemv`` take MORE_SHAPES too, in a worker that has chosen it."""
-    from sglang.srt.layers.quantization import unquant
-
-    rule = unquant._use_hopper_bf16_gemv
-    if rule is not None:
-        unquant._use_hopper_bf16_gemv = lambda m, n, k: rule(m, n, k) or (m == 1 and (n, k) in MORE_SHAPES)
 
 
 def _has_compiler() -> bool:

@@ -48,16 +48,3 @@ def test_not_on_another_gpu_or_without_a_compiler(hopper):
     hopper.setattr(products, "_has_compiler", lambda: True)
     hopper.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     assert declared() == {}
-
-
-def test_rule_of_a_worker(monkeypatch):
-    from sglang.srt.layers.quantization import unquant
-
-    monkeypatch.setattr(unquant, "_use_hopper_bf16_gemv", None)
-    products.extend_rule()
-    assert unquant._use_hopper_bf16_gemv is None  # another backend was chosen
-    monkeypatch.setattr(unquant, "_use_hopper_bf16_gemv", lambda m, n, k: n < 12288)
-    products.extend_rule()
-    takes = unquant._use_hopper_bf16_gemv
-    assert takes(1, 4096, 4096) and takes(1, 16384, 4096)
-    assert not takes(2, 16384, 4096) and not takes(1, 16384, 16384)
