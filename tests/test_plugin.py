@@ -42,6 +42,7 @@ for argv in json.loads(sys.argv[1]):
         found = {field: resolution_result(args, field) for field in fields}
         config = model_config_of(args).hf_config
         found["config"] = type(config).__module__
+        found["longest_prefill_graph"] = max(resolution_result(args, "cuda_graph_config").prefill.bs)
         found["dense_as_sparse"] = os.environ.get("SGLANG_MINICPM_DENSE_AS_SPARSE")
     except Exception as error:
         found = {"error": str(error)}
@@ -99,6 +100,11 @@ def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
     field, value = arguments.split()[:2]
     error = refusals[arguments]
     assert field[2:].replace("-", "_") in error and value in error and f"allowed: {REFUSED[arguments]}" in error
+
+
+def test_prefill_graphs_are_short_unless_the_user_names_a_size(served):
+    plain, named = resolve([served, f"{served} --cuda-graph-max-bs-prefill 1024"])
+    assert (plain["longest_prefill_graph"], named["longest_prefill_graph"]) == (512, 1024)
 
 
 def test_switch_leaves_sglang_alone(served):

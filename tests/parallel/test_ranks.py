@@ -29,8 +29,8 @@ CONFIG = TINY_CONFIG | {
     "lightning_nh": 32,
     "lightning_nkv": 32,
     "lightning_head_dim": HEAD_DIM,
-    "num_hidden_layers": 4,
-    "mixer_types": [SPARSE, LIGHTNING, SPARSE, LIGHTNING],
+    "num_hidden_layers": 5,
+    "mixer_types": [SPARSE, LIGHTNING, SPARSE, LIGHTNING, SPARSE],  # a sparse one comes last, as in the released model
 }
 MERGED = {
     "qkvg_proj": ("q_proj", "k_proj", "v_proj", "o_gate"),
@@ -183,8 +183,17 @@ def test_the_selection_has_a_choice(one):
     """At the end of the sparse prompt the KV heads select 6 of 11 blocks, and not the same ones."""
     row = PROMPT_TOKENS[0] - FIRST_CHUNK[0] - 1
     chosen = [blocks[row] for blocks in one["select_blocks"] if len(blocks) > row and (blocks[row] >= 0).all()]
-    assert len(chosen) == 2  # sparse layers
+    assert len(chosen) == 2  # sparse layers that compute this row
     assert any(not torch.equal(*blocks) for blocks in chosen)
+
+
+def test_the_last_layer_computes_the_last_rows(one):
+    """Of every step the last layer attends, selects and multiplies for one row per request, and the others for all."""
+    sparse, layers = CONFIG["mixer_types"].count(SPARSE), CONFIG["num_hidden_layers"]
+    for name, count in (("select_blocks", sparse), ("sparse_attention", sparse), ("mlp_output", layers)):
+        *others, last = ({len(output) for output in one[name][index::count]} for index in range(count))
+        assert last == {len(PROMPT_TOKENS)}
+        assert all(max(rows) > len(PROMPT_TOKENS) for rows in others)
 
 
 @pytest.mark.parametrize("name", ["sparse_attention", "lightning_chunk", "lightning_step", "gated_norm"])
