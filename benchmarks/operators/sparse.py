@@ -23,7 +23,7 @@ SHARED_PICKS = 0.8  # of a row's free picks are those of the row before
 
 def cases(sizes: Sizes) -> list[Case]:
     chunk, (context, longest), mixed = sizes.chunk_tokens, sizes.contexts, sizes.mixed_lengths
-    step = f"{len(mixed)} of {min(mixed)} to {max(mixed)}"
+    step, many = f"{len(mixed)} of {min(mixed)} to {max(mixed)}", [chunk] * len(mixed)
     select = partial(Case, "select_blocks", operators=("select_blocks",), captured=False)
     attend = partial(Case, "sparse_attention", operators=("sparse_attention",), captured=False)
     both = partial(
@@ -47,6 +47,8 @@ def cases(sizes: Sizes) -> list[Case]:
         ),
         attend(f"{prefill} {chunk}, dense", build=attend_dense, peers=("flashinfer",)),
         both(f"decode 1 of {longest}", build=partial(decode, [longest]), targets=(Target(45, "us"),)),
+        both(f"decode 1 of {chunk}", build=partial(decode, [chunk])),
+        both(f"decode {len(many)} of {chunk}", build=partial(decode, many)),
         both(f"decode {step}", build=partial(decode, mixed), targets=(Target(70, "% of copy"),)),
         compress(f"prefill {chunk}", captured=False, build=compress_chunk, targets=(Target(30, "us"),)),
         compress(
@@ -175,6 +177,7 @@ def decode(lengths: Sequence[int], setting: Setting) -> Work:
 
 def _step(lengths: Sequence[int], setting: Setting) -> Step:
     batch, pages = setting.paged(lengths, [1] * len(lengths))
+    batch = replace(batch, max_kv_tokens=max(setting.sizes.contexts))  # a captured step serves any length
     pools = setting.compressed_pool(pages), setting.kv_pool(pages), setting.kv_pool(pages)
     return Step(batch, setting.queries(len(lengths)), *pools)
 

@@ -1,8 +1,9 @@
 """Programmatic dependent launch: a kernel is set up while the one in front of it on the stream still runs.
 
 A decode step is some hundred kernels of a few microseconds, and a gap of half a microsecond in front of each. On Hopper
-and later a kernel that is launched so may start as soon as every program of its predecessor has; before it touches
-memory it waits for that one to end. Kernels of other libraries in the stream need not know of it.
+and later a kernel that is launched so may start as soon as every program of its predecessor has met its own. Before it
+touches memory that others write it waits for that one to end. Kernels of other libraries in the stream need not know of
+it.
 """
 
 from functools import cache
@@ -15,7 +16,7 @@ FIRST_CAPABILITY = 9  # Hopper
 
 
 def early_launch(device: torch.device) -> dict[str, bool]:
-    """Keyword arguments of a launch on ``device``; its kernel takes EARLY and begins with ``meet_predecessor``."""
+    """Keyword arguments of a launch on ``device``; its kernel takes EARLY and calls ``meet_predecessor`` first."""
     return {"EARLY": True, "launch_pdl": True} if _is_supported(device) else {"EARLY": False}
 
 
@@ -26,7 +27,10 @@ def _is_supported(device: torch.device) -> bool:
 
 @triton.jit
 def meet_predecessor(EARLY: tl.constexpr):
-    """Let the next kernel start, then wait until the previous one has ended and its writes can be read."""
+    """Wait until the previous kernel has ended and its writes can be read, then let the next one start.
+
+    The other way round several kernels would wait at once, and their programs take the place of those that work.
+    """
     if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

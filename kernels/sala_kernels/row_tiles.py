@@ -14,6 +14,7 @@ from sala_kernels.layout import PagedBatch
 LOG2_E = 1.4426950408889634  # kernels compute powers of two
 MIN_DOT_ROWS = 16  # smallest operand of tl.dot
 SEARCH_WIDTH = tl.constexpr(128)
+FEW_ROWS = 8
 
 
 def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> tuple[int, int]:
@@ -28,6 +29,11 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
     row_bytes = head_dim * queries.element_size()
     rows = max(MIN_DOT_ROWS, min(128, 2**15 // row_bytes))  # 32 KiB of queries stay within shared memory
     return max(1, rows // heads), heads
+
+
+def decode_splits(rows: int, few: int, many: int) -> int:
+    """Programs that share the context of a row: ``few`` rows of a decode step need more of them to fill a GPU."""
+    return few if rows <= FEW_ROWS else many
 
 
 def tile_count(rows: int, requests: int, tile_queries: int) -> int:

@@ -6,6 +6,7 @@ import brute_force
 import pytest
 import torch
 from paging import DENSE
+from sala_kernels import row_tiles
 from sala_kernels.select_blocks import lse, ranks, reference, scores, select_blocks
 from sala_kernels.select_blocks import triton as selection
 from sparse_inputs import (
@@ -205,15 +206,22 @@ def test_each_request_as_if_alone(device, implementation, new_tokens):
         assert torch.equal(run(inputs, implementation, alone), together[rows])
 
 
+def test_decode_step_of_many_rows(device, monkeypatch):
+    monkeypatch.setattr(row_tiles, "FEW_ROWS", 1)
+    inputs = Inputs([1900, 450, 1], [1, 1, 1], SMALL, (4, 2), 16, torch.bfloat16, device)
+    check_selection(inputs, run(inputs, "triton"))
+
+
 @pytest.mark.parametrize("new_tokens", [5, 1])
 def test_loops_that_take_many_steps(device, monkeypatch, new_tokens):
     # At their real sizes the loops take one step over contexts as short as these.
     monkeypatch.setattr(selection, "SCORE_BYTES", 8 * 32 * 4)  # scratch for four rows
     monkeypatch.setattr(lse, "TILE_SLOTS", 16)
-    monkeypatch.setattr(lse, "DECODE_SPLITS", 2)
+    monkeypatch.setattr(lse, "FEW_ROWS_SPLITS", 2)
     monkeypatch.setattr(scores, "TILE_SLOTS", 16)
     monkeypatch.setattr(scores, "PROGRAMS", 2)
     monkeypatch.setattr(ranks, "SHORT_BLOCKS", 8)
+    monkeypatch.setattr(ranks, "PIECE_BLOCKS", 8)
     geometry = replace(TINY, selected_blocks=18)
     inputs = Inputs([510, 400], [new_tokens, 1], geometry, (2, 1), 16, torch.float32, device)
     check_selection(inputs, run(inputs, "triton"))
@@ -254,6 +262,19 @@ def test_scores_above_the_threshold_come_before_equal_ones(device, implementatio
     inputs.compress()
     inputs.queries.fill_(1.0)
     assert ids(run(inputs, implementation)[0, 0]) == [0, 6, 7, 8, 11, 13, 14, 15]
+
+
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("piece", [4, 16])
+def test_pieces_of_a_row_take_what_the_whole_row_does(device, monkeypatch, piece, equal):
+    geometry = replace(SMALL, selected_blocks=10)  # six free ones
+    inputs = Inputs([1900, 450, 1000], [1, 1, 1], geometry, (4, 2), 16, torch.bfloat16, device)
+    if equal:
+        inputs.keys.copy_(torch.ones_like(inputs.keys).where(~inputs.keys.isnan(), inputs.keys))
+        inputs.compress()
+    whole = run(inputs, "triton")
+    monkeypatch.setattr(ranks, "PIECE_BLOCKS", piece)
+    assert torch.equal(run(inputs, "triton"), whole)
 
 
 @pytest.mark.parametrize("factor", [100.0, 1e4])

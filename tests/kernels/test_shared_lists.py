@@ -65,3 +65,15 @@ def test_blocks_of_one_row_are_not_shared(device):
     assert lists.counts[0].tolist() == [3, 3]
     assert found == [(4, 0b0011), (5, 0b1100), (10, 0b1111)]
     assert lists.rest[:, 0, :2].tolist() == [[0, -1], [1, -1], [2, -1], [3, -1]]
+
+
+def test_pairs_are_not_shared_by_rows_with_little_in_common(device):
+    inputs = Inputs([1500], [4], SMALL, (4, 2), 16, torch.bfloat16, device)
+    ids = torch.full((4, 2, SMALL.selected_blocks), -1, dtype=torch.int32)
+    for row in range(4):
+        own = torch.arange(3) + 3 * row
+        ids[row, :, :5] = torch.cat([own, torch.tensor([12 + row // 2, 23])])  # three of its own, a pair's, one of all
+    lists = shared_lists(ids.to(device), inputs.batch, SMALL, 4)
+    assert lists.counts[0].tolist() == [1, 1]
+    assert (lists.blocks[0, 0, 0], lists.members[0, 0, 0]) == (23, 0b1111)
+    assert lists.rest[:, 0, :4].tolist() == ids[:, 0, :4].tolist()

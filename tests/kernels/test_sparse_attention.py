@@ -6,6 +6,7 @@ import brute_force
 import pytest
 import torch
 from paging import DENSE, relative_error
+from sala_kernels import row_tiles
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
 from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps
@@ -122,12 +123,14 @@ def test_sparse_is_dense_while_every_block_is_selected(device, implementation):
         ("small", (16, 2), 128, torch.bfloat16),
     ],
 )
-@pytest.mark.parametrize("decode", [False, True], ids=["prefill", "decode"])
-def test_triton(device, geometry, heads, dim, dtype, decode):
+@pytest.mark.parametrize("step", ["prefill", "decode", "decode of many rows"])
+def test_triton(device, monkeypatch, geometry, heads, dim, dtype, step):
+    if step == "decode of many rows":
+        monkeypatch.setattr(row_tiles, "FEW_ROWS", 1)
     geometry = GEOMETRIES[geometry]
     block = geometry.block_size
     lengths = [1, block, block + 1, 9 * block + 5, 5 * block - 1]
-    new_tokens = [1] * 5 if decode else [1, 0, 3, 9, 4]
+    new_tokens = [1, 0, 3, 9, 4] if step == "prefill" else [1] * 5
     sparse_from = [0, DENSE, 0, 9 * block - 1, DENSE]  # the fourth one inside its rows, if it has several
     inputs = Inputs(lengths, new_tokens, geometry, heads, dim, dtype, device, sparse_from)
     check_triton(inputs, random_ids(inputs))

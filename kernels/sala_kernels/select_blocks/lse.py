@@ -6,11 +6,18 @@ import triton.language as tl
 
 from sala_kernels.early_launch import early_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.row_tiles import (
+    LOG2_E,
+    batch_arguments,
+    decode_splits,
+    load_queries,
+    locate_tile,
+    tile_count,
+    tile_shape,
+)
 
 TILE_SLOTS = 64  # K2 slots per step of the loop
-# Programs that share the context of a decode row: a constant, so results do not depend on the batch.
-DECODE_SPLITS = 128
+FEW_ROWS_SPLITS, MANY_ROWS_SPLITS = 128, 32  # programs that share the context of a decode row
 
 
 def coarse_lse(
@@ -20,7 +27,7 @@ def coarse_lse(
     tokens, query_heads, head_dim = queries.shape
     kv_heads = compressed.shape[1]
     tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
-    splits = DECODE_SPLITS if batch.max_query_tokens == 1 else 1
+    splits = decode_splits(tokens, FEW_ROWS_SPLITS, MANY_ROWS_SPLITS) if batch.max_query_tokens == 1 else 1
     lse = queries.new_empty((splits, tokens, query_heads), dtype=torch.float32)
     _coarse_lse_kernel[(tile_count(tokens, batch.size, tile), kv_heads, splits)](
         queries,

@@ -16,6 +16,7 @@ from sala_kernels.select_blocks.lse import whole_lse
 
 TILE_SLOTS = 64  # K1 slots per step of the loop
 PROGRAMS = 4096  # aimed at by splitting the context
+SPLITS = 256  # at most; each begins with the log-sum-exp of its rows
 
 
 def score_blocks(
@@ -23,22 +24,27 @@ def score_blocks(
     compressed: torch.Tensor,
     lse: torch.Tensor,
     scores: torch.Tensor,
+    ended: torch.Tensor,
     batch: PagedBatch,
     geometry: SparseGeometry,
     scale: float,
     first_row: int,
 ) -> None:
-    """Fill ``scores`` [2, rows, Hkv, NB]: the best weights of a block's slots, and of the next OVERLAP ones."""
+    """Fill ``scores`` [2, rows, Hkv, NB]: the best weights of a block's slots, and of the next OVERLAP ones.
+
+    ``ended`` [rows, Hkv] int32 gets a zero for the first row of every tile that has scores.
+    """
     _, query_heads, head_dim = queries.shape
     _, rows, kv_heads, blocks = scores.shape
     tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
     tiles, slots = tile_count(rows, batch.size, tile), max(TILE_SLOTS, geometry.fine_rows)
-    splits = max(1, min(PROGRAMS // (tiles * kv_heads), triton.cdiv(blocks * geometry.fine_rows, slots)))
+    splits = max(1, min(SPLITS, PROGRAMS // (tiles * kv_heads), triton.cdiv(blocks * geometry.fine_rows, slots)))
     _score_kernel[(tiles, kv_heads, splits)](
         queries,
         compressed,
         lse,
         scores,
+        ended,
         *batch_arguments(batch),
         first_row,
         rows,
@@ -79,6 +85,7 @@ def _score_kernel(
     p_compressed,
     p_lse,
     p_scores,
+    p_ended,
     p_query_start,
     p_kv_lens,
     p_sparse_from,
@@ -126,6 +133,8 @@ def _score_kernel(
     if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
         return
 
+    if i_split == 0:
+        tl.store(p_ended + (i_row - first_row) * tl.num_programs(1) + i_kv_head, 0)
     # One block past the last free one: its first slots touch that one too.
     end_block = last // BLOCK - LOCAL_BLOCKS + 1
     share = tl.cdiv(tl.cdiv(end_block - INIT_BLOCKS, BLOCKS), tl.num_programs(2)) * BLOCKS

@@ -28,7 +28,7 @@ def select_blocks(
     blocks = triton.cdiv(batch.max_kv_tokens, geometry.block_size)
     if blocks <= geometry.selected_blocks:
         unread = queries.new_empty((2, tokens, kv_heads, STRIDE_UNIT))
-        take_best(unread, selected, batch, geometry, 0)
+        take_best(unread, selected, selected, batch, geometry, 0)
         return selected
 
     blocks = triton.cdiv(blocks, STRIDE_UNIT) * STRIDE_UNIT
@@ -36,8 +36,9 @@ def select_blocks(
     row_bytes = 2 * kv_heads * blocks * queries.element_size()
     rows = min(max(1, SCORE_BYTES // row_bytes), tokens)
     scores = queries.new_empty((2, rows, kv_heads, blocks))
+    ended = selected.new_empty((rows, kv_heads))
     for first_row in range(0, tokens, rows):
         part = scores[:, : tokens - first_row]
-        score_blocks(queries, compressed, lse, part, batch, geometry, scale, first_row)
-        take_best(part, selected, batch, geometry, first_row)
+        score_blocks(queries, compressed, lse, part, ended, batch, geometry, scale, first_row)
+        take_best(part, selected, ended, batch, geometry, first_row)
     return selected

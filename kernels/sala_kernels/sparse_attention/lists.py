@@ -10,8 +10,9 @@ from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import batch_arguments, locate_tile, tile_count
 from sala_kernels.sparse_attention.common import attends_to_all, count_ids
 
-# From so many rows on it is cheaper to take in a block for a whole tile than for the rows one by one.
-SHARERS = 2
+# From so many rows on it is cheaper to take in a block for a whole tile than for the rows one by one. Where rows have
+# little in common, their own programs have enough to do to be fast, and more sharers are needed.
+SHARERS, SHARERS_OF_STRANGERS = 2, 3
 MAX_TILE = 32  # rows of a tile are bits of an int32
 
 
@@ -44,6 +45,7 @@ def shared_lists(block_ids: torch.Tensor, batch: PagedBatch, geometry: SparseGeo
         *lists.rest.stride()[:2],
         TILE=tile,
         SHARERS=SHARERS,
+        SHARERS_OF_STRANGERS=SHARERS_OF_STRANGERS,
         BLOCK=geometry.block_size,
         K_SEL=selected,
         K_SEL_PADDED=triton.next_power_of_2(selected),
@@ -77,6 +79,7 @@ def _lists_kernel(
     rest_head_stride,
     TILE: tl.constexpr,
     SHARERS: tl.constexpr,
+    SHARERS_OF_STRANGERS: tl.constexpr,
     BLOCK: tl.constexpr,
     K_SEL: tl.constexpr,
     K_SEL_PADDED: tl.constexpr,
@@ -109,7 +112,9 @@ def _lists_kernel(
         b_members |= tl.where(m_found, 1 << i_query, 0)
         b_sharers += m_found.to(tl.int32)
 
-    m_shared = m_id & (b_sharers >= SHARERS)
+    own = tl.sum(tl.sum((m_id & (b_sharers < SHARERS)).to(tl.int32), 1), 0)
+    sharers = tl.where(2 * own > tl.sum(b_listed, 0), SHARERS_OF_STRANGERS, SHARERS)
+    m_shared = m_id & (b_sharers >= sharers)
     # Of the rows that share a block the first one lists it.
     m_first = m_shared & ((b_members & ((1 << o_query[:, None]) - 1)) == 0)
     b_first = tl.reshape(m_first, [TILE * K_SEL_PADDED])
@@ -119,7 +124,7 @@ def _lists_kernel(
     tl.store(p_members + o_list, tl.reshape(b_members, [TILE * K_SEL_PADDED]), mask=b_first)
     tl.store(p_count, tl.sum(b_first.to(tl.int32), 0))
 
-    m_rest = m_id & (b_sharers < SHARERS)
+    m_rest = m_id & (b_sharers < sharers)
     o_rest = tl.cumsum(m_rest.to(tl.int32), 1) - 1
     b_end = tl.sum(m_rest.to(tl.int32), 1)
     p_rest += (i_row + o_query).to(tl.int64)[:, None] * rest_token_stride + i_kv_head * rest_head_stride

@@ -12,12 +12,12 @@ import triton.language as tl
 
 from sala_kernels.early_launch import early_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile
+from sala_kernels.row_tiles import MIN_DOT_ROWS, decode_splits, load_queries, locate_tile
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
 from sala_kernels.sparse_attention.lists import shared_lists
 from sala_kernels.sparse_attention.tiles import attend_tiles, tile_queries
 
-DECODE_SPLITS = 32  # programs that share a decode row's blocks: a constant, so results do not depend on the batch
+FEW_ROWS_SPLITS, MANY_ROWS_SPLITS = 32, 8  # programs that share a decode row's blocks
 
 
 def sparse_attention(
@@ -32,7 +32,7 @@ def sparse_attention(
     inputs, common = (queries, keys, values, block_ids), (batch, geometry, scale)
     output = queries.new_empty(queries.shape)
     tokens, query_heads, head_dim = queries.shape
-    splits = DECODE_SPLITS if batch.max_query_tokens == 1 else 1
+    splits = decode_splits(tokens, FEW_ROWS_SPLITS, MANY_ROWS_SPLITS) if batch.max_query_tokens == 1 else 1
     parts = queries.new_empty((splits, tokens, query_heads, head_dim), dtype=torch.float32)
     lse = parts.new_empty(parts.shape[:3])
     if batch.max_query_tokens == 1:
@@ -93,7 +93,7 @@ def _attend_rows(
         DECODE=output is None,
         **constants(keys, geometry),
         **early_launch(queries.device),
-        num_warps=4,
+        num_warps=4 if output is None else 2,
         num_stages=2 if keys.element_size() == 2 else 1,
     )
 
