@@ -24,16 +24,15 @@ def stream(engine, prompts: list[list[int]], new_tokens: int) -> list[list[tuple
 
 
 def decode_seconds(arrivals: list[list[tuple[float, int]]]) -> float:
-    """Seconds per token and request while all requests generate: from the last first token to the first last one."""
+    """Seconds per token while all requests generate, the mean over them: from the last first token to the first last.
+
+    Tokens of one step come one request after the other, so each request is timed by its own.
+    """
     start, end = max(seen[0][0] for seen in arrivals), min(seen[-1][0] for seen in arrivals)
-    steps = statistics.mean(tokens_at(seen, end) - tokens_at(seen, start) for seen in arrivals)
-    if steps <= 0:
-        raise RuntimeError("no request generated while all others did; allowed: more new tokens")
-    return (end - start) / steps
-
-
-def tokens_at(seen: list[tuple[float, int]], moment: float) -> int:
-    return max(count for when, count in seen if when <= moment)
+    within = [[(when, count) for when, count in seen if start <= when <= end] for seen in arrivals]
+    if min(map(len, within)) < 2:
+        raise RuntimeError("a request got no token while all others generated; allowed: more new tokens")
+    return statistics.mean((seen[-1][0] - seen[0][0]) / (seen[-1][1] - seen[0][1]) for seen in within)
 
 
 def greedy(new_tokens: int) -> dict:

@@ -29,6 +29,11 @@ def test_decode_time_counts_only_while_all_requests_generate():
     assert decode_seconds([first]) == 6 / 5
 
 
+def test_decode_time_does_not_depend_on_who_comes_first_in_a_step():
+    streams = [[(step + request / 64, step) for step in range(1, 9)] for request in range(32)]
+    assert decode_seconds(streams) == 1.0
+
+
 def test_decode_time_of_requests_one_after_the_other_does_not_exist():
     with pytest.raises(RuntimeError, match="more new tokens"):
         decode_seconds([[(0.0, 1), (1.0, 2)], [(1.0, 1), (2.0, 2)]])
