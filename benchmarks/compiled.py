@@ -27,6 +27,7 @@ from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.skinny_linear import skinny_linear
 from sala_kernels.sparse_attention import sparse_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -146,6 +147,8 @@ def operators() -> dict[str, Callable[[], object]]:
         "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, **how),
         "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, **how),
         "sigmoid_gate": lambda: sigmoid_gate(rows, gate, **how),
+        "skinny_linear 1": lambda: skinny_linear(rows[:1], empty(PROJECTED, WIDTH), **how),
+        f"skinny_linear {REQUESTS}": lambda: skinny_linear(rows[:REQUESTS], empty(PROJECTED, WIDTH), **how),
         **sparse_operators("prefill", [TOKENS]),
         **sparse_operators("decode", [1] * REQUESTS),
     }

@@ -19,7 +19,7 @@ GROUPS = {
     "dense attention": r"Batch(Prefill|Decode)|flash_?(attn|fwd)|flashinfer.*attention|VariableLengthMerge",
     "norms, rope, gates": r"^_(scaled_add_norm|qk_norm_rope|gated_norm|mean_square_part|sigmoid_gate)_kernel"
     r"|rms_?norm|act_and_mul|silu|rotary",
-    "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitK|addmm|aten::mm",
+    "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitK|skinny|addmm|aten::mm",
     "sampling, logits": r"argmax|softmax|top_?[kp]|sampl|sort",
     "copies, memsets": r"copy|memset|fill|Memcpy",
     "elementwise, indexing": r"elementwise|index|gather|scatter|CatArray|reduce|Scan",

@@ -1,4 +1,4 @@
-"""Time of the model's matrix products by number of rows, and of SGLang's kernel for a single row, as CSV.
+"""Time of the model's matrix products by number of rows: cuBLAS, ours, and SGLang's for a single row; as CSV.
 
     python benchmarks/products.py --output benchmarks/results/products.csv
 
@@ -17,6 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # as in kernels.py
 
 import torch
+from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
 
 from benchmarks.operators.timing import Call, measure
 
@@ -58,6 +59,8 @@ def calls(name: str, rows: int, matrices: list[torch.Tensor]) -> dict[str, list[
     gemv = single_row_kernel()
     if gemv and rows == 1:
         found["gemv"] = [partial(gemv, x, matrix) for matrix in matrices]
+    if rows <= MAX_ROWS:
+        found["skinny_linear"] = [partial(skinny_linear, x, matrix) for matrix in matrices]
     return found
 
 

@@ -13,7 +13,7 @@ frontend and every other process, from the entry point ``sglang.srt.plugins``:
   linear-attention spec  our backend of the lightning layers, and state snapshots for the prefix cache
   backend choices        the name ``sala``
   model overrides        the published backend names lead to ``sala``; SGLang's provider for its own is replaced
-  resolution hook        page size, the products of one row, refusals, and the frontend's check
+  resolution hook        page size, refusals, and the frontend's check
   argument parser        ``--dense-as-sparse``, which the published command lines use
   cpu_host.HOOKS         on machines without CUDA
 frontend, when the arguments name this model:
@@ -37,7 +37,6 @@ from sala_sglang import (
     options,
     prefill_graphs,
     prefix_cache,
-    products,
     request_checks,
     tree_core,
 )
@@ -211,7 +210,7 @@ def _limit_prefill_graphs(server_args: Any, previous) -> None:
 
 def _adjust_arguments(server_args: Any, previous) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
-    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
+    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
 
     model = model_config_of(server_args)
     config = model.hf_config
@@ -225,7 +224,6 @@ def _adjust_arguments(server_args: Any, previous) -> None:
     options.snapshot_spacing_tokens()
     tree_core.use_python_with_another_torch()
     _declare_sizes(server_args, config)
-    declare_resolution(server_args, __name__, **products.backend_for_one_row(server_args))
     previous(server_args)
     _prepare_frontend()
     if resolution_result(server_args, "attention_backend") != BACKEND:

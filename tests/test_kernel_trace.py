@@ -12,7 +12,7 @@ from benchmarks.kernel_trace import GROUPS, OTHER, Kernel, breakdown, group_of, 
 from benchmarks.step_profile import decode_rows, prefill_rows
 
 ROOT = Path(__file__).parents[1]
-OURS = ("sparse_attention", "select_blocks", "compress_keys", "lightning", "norms, rope, gates")
+OURS = ("sparse_attention", "select_blocks", "compress_keys", "lightning", "norms, rope, gates", "matrix products")
 # Microseconds after the start of a step, duration, stream. The second stream prepares the next step.
 STEP = (
     ("vectorized_gather_kernel", 0, 10, 7),

@@ -1,50 +1,93 @@
-"""Which kernel of SGLang computes the products of a decode step of one request."""
+"""Which products of a model skinny_linear computes."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang.srt.arg_groups import overrides
+from sala_kernels.skinny_linear import MAX_ROWS
+from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 from sala_sglang import products
 
-ARGUMENTS = {"bf16_gemm_backend": "auto", "device": "cuda", "enable_deterministic_inference": False}
-ARGUMENTS |= {"rl_on_policy_target": None}
-
 
 @pytest.fixture
-def hopper(monkeypatch):
-    """A machine with an H100 and a CUDA compiler."""
-    monkeypatch.setattr(overrides, "resolution_result", lambda arguments, name: getattr(arguments, name))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(products, "_has_compiler", lambda: True)
-    return monkeypatch
+def model(monkeypatch):
+    """A linear layer, a layer with a method of its own, and a head, on a Hopper GPU as far as products can tell."""
+    found = torch.nn.Module()
+    found.linear, found.other, found.lm_head = (torch.nn.Linear(32, 24, dtype=torch.bfloat16) for _ in range(3))
+    found.linear.quant_method, found.other.quant_method = UnquantizedLinearMethod(), object()
+    found.lm_head.quant_method = UnquantizedEmbeddingMethod()
+    found.logits_processor = SimpleNamespace(use_fp32_lm_head=False, use_fp32_lm_head_output=False)
+    execution = SimpleNamespace(
+        kernel=SimpleNamespace(bf16_gemm_backend="auto"),
+        deterministic=SimpleNamespace(enable_deterministic_inference=False),
+    )
+    monkeypatch.setattr(products, "get_exec", lambda: execution)
+    monkeypatch.setattr(products, "_is_hopper", lambda: True)
+    found.execution = execution
+    return found
 
 
-def declared(**changes) -> dict[str, str]:
-    return products.backend_for_one_row(SimpleNamespace(**ARGUMENTS | changes))
+def methods(model) -> list[str]:
+    products.use_skinny_products(model)
+    return [type(layer.quant_method).__name__ for layer in (model.linear, model.other, model.lm_head)]
 
 
-def test_gemv_on_hopper(hopper):
-    assert declared() == {"bf16_gemm_backend": "gemv"}
+def test_linear_layers_and_head(model):
+    assert methods(model) == ["SkinnyLinearMethod", "object", "SkinnyHeadMethod"]
+
+
+def test_what_was_asked_for_stays(model, monkeypatch):
+    kept = ["UnquantizedLinearMethod", "object", "UnquantizedEmbeddingMethod"]
+    monkeypatch.setattr(model.execution.kernel, "bf16_gemm_backend", "torch")
+    assert methods(model) == kept
+    monkeypatch.setattr(model.execution.kernel, "bf16_gemm_backend", "auto")
+    monkeypatch.setattr(model.execution.deterministic, "enable_deterministic_inference", True)
+    assert methods(model) == kept
+
+
+def test_not_on_another_gpu(model, monkeypatch):
+    monkeypatch.setattr(products, "_is_hopper", lambda: False)
+    assert methods(model) == ["UnquantizedLinearMethod", "object", "UnquantizedEmbeddingMethod"]
+
+
+def test_head_in_float32_stays(model):
+    model.logits_processor.use_fp32_lm_head = True
+    assert methods(model) == ["SkinnyLinearMethod", "object", "UnquantizedEmbeddingMethod"]
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("rows", "bias", "dtype", "skinny"),
     [
-        {"bf16_gemm_backend": "torch"},
-        {"device": "cpu"},
-        {"enable_deterministic_inference": True},
-        {"rl_on_policy_target": "fsdp"},
+        (1, False, torch.bfloat16, True),
+        (MAX_ROWS, False, torch.bfloat16, True),
+        (MAX_ROWS + 1, False, torch.bfloat16, False),
+        (1, False, torch.float16, True),
+        (2, True, torch.bfloat16, False),
+        (2, False, torch.float32, False),
     ],
 )
-def test_what_was_asked_for_stays(hopper, changes):
-    assert declared(**changes) == {}
+def test_few_rows_alone(model, monkeypatch, rows, bias, dtype, skinny):
+    calls = []
+
+    def recorded(x, weight):
+        calls.append(x.shape)
+        return skinny_linear(x, weight)
+
+    skinny_linear = products.skinny_linear
+    monkeypatch.setattr(products, "MIN_OUTPUTS", 24)
+    monkeypatch.setattr(products, "skinny_linear", recorded)
+    products.use_skinny_products(model)
+    layer = model.linear.to(dtype)
+    x = torch.randn(rows, 32, dtype=dtype)
+    output = layer.quant_method.apply(layer, x, layer.bias if bias else None)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias if bias else None)
+    torch.testing.assert_close(output, expected)
+    assert bool(calls) == skinny
 
 
-def test_not_on_another_gpu_or_without_a_compiler(hopper):
-    hopper.setattr(products, "_has_compiler", lambda: False)
-    assert declared() == {}
-    hopper.setattr(products, "_has_compiler", lambda: True)
-    hopper.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
-    assert declared() == {}
+def test_several_rows_and_few_outputs_are_left_to_cublas(model, monkeypatch):
+    monkeypatch.setattr(products, "skinny_linear", None)
+    products.use_skinny_products(model)
+    weight = model.linear.weight
+    assert model.linear.quant_method.apply(model.linear, torch.ones(2, 32, dtype=weight.dtype)).shape == (2, 24)

@@ -54,6 +54,12 @@ def matmul(side: int) -> Floor:
     return Floor(2 * matrix_bytes, matrix_bytes, 2 * side**3)
 
 
+def product(rows: int, inputs: int, outputs: int) -> Floor:
+    """Product of ``rows`` rows with a weight matrix [outputs, inputs]."""
+    read = (rows + outputs) * inputs * ELEMENT_BYTES
+    return Floor(read, rows * outputs * ELEMENT_BYTES, 2 * rows * inputs * outputs)
+
+
 def row_wise(tokens: int, width: int, read: int, written: int) -> Floor:
     """An operator that reads ``read`` and writes ``written`` tensors [tokens, width] of bfloat16."""
     tensor_bytes = tokens * width * ELEMENT_BYTES

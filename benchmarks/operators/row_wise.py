@@ -8,6 +8,7 @@ from sala_kernels.gated_norm import gated_norm
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.skinny_linear import skinny_linear
 
 from . import floors
 from .cases import Case, Choice, Target, Work
@@ -38,6 +39,17 @@ def cases(sizes: Sizes) -> list[Case]:
         row_wise("gated_norm", operators=("gated_norm",), build=gate_norm),
         row_wise("scaled_add_norm", operators=("scaled_add_norm",), build=add_norm),
         row_wise("sigmoid_gate", operators=("sigmoid_gate",), build=gate, peers=("torch",)),
+        *(
+            Case(
+                "skinny_linear",
+                f"{requests} x {sizes.width} x {4 * sizes.width}",
+                operators=("skinny_linear",),
+                captured=True,
+                build=partial(product, requests),
+                peers=("torch",),
+            )
+            for requests in (1, len(sizes.mixed_lengths))
+        ),
     ]
 
 
@@ -104,6 +116,17 @@ def gate(setting: Setting) -> Work:
     ]
     work = _work(floor, "sigmoid_gate", sigmoid_gate, inputs)
     return replace(work, peers={"torch": lambda: [partial(lambda x, gate: x * gate.sigmoid(), *x) for x in inputs]})
+
+
+def product(rows: int, setting: Setting) -> Work:
+    """The projection of a lightning layer to q, k, v and gate."""
+    width, outputs = setting.sizes.width, 4 * setting.sizes.width
+    floor = floors.product(rows, width, outputs)
+    inputs = [
+        (setting.random(rows, width), setting.random(outputs, width)) for _ in range(setting.sets(floor.read_bytes))
+    ]
+    work = _work(floor, "skinny_linear", skinny_linear, inputs)
+    return replace(work, peers={"torch": lambda: [partial(torch.nn.functional.linear, *x) for x in inputs]})
 
 
 def _work(floor: floors.Floor, name: str, operator, inputs: list[tuple]) -> Work:

@@ -24,6 +24,7 @@ from sala_sglang.config import SPARSE, SALAConfig
 from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.plugin import prepare_worker
+from sala_sglang.products import use_skinny_products
 from sala_sglang.sharding import check_tensor_parallel
 
 # SGLang's own all-reduce for NVLink takes multiples of 16 bytes; anything else goes to NCCL, which is slower.
@@ -240,6 +241,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
         self.logits_processor = LogitsProcessor(config)
         self.weight_loader = WeightLoader(config)
+        use_skinny_products(self)
 
     @torch.no_grad()
     def forward(
