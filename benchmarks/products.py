@@ -88,6 +88,7 @@ def main() -> None:
         for name in SHAPES:
             for row in measure_product(name):
                 writer.writerow(row)
+                file.flush()  # what a run that was ended had measured is kept
                 print(*(row[column] for column in COLUMNS[1:10]), flush=True)
 
 

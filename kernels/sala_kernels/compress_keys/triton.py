@@ -33,7 +33,7 @@ def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatc
         CHUNK=min(geometry.kernel_size & -geometry.kernel_size, CHUNK_TOKENS),
         D=keys.shape[2],
         **early_launch(keys.device),
-        num_warps=4,
+        num_warps=8,
     )
 
 
