@@ -9,12 +9,16 @@ import pytest
 from serving.client import generate, random_prompt
 from serving.oracle import Answer, Oracle
 
+from sala_sglang.checkpoint import TINY_CONFIG
+
 pytestmark = pytest.mark.soak
 
 TOLERANCE = 1e-4  # as in test_equality
 REQUESTS, AT_ONCE = 240, 6
 POOL_TOKENS = 1600
 MAX_PROMPT, MAX_NEW = 760, 90
+DENSE_LEN = TINY_CONFIG["sparse_config"]["dense_len"]
+NEAR_BORDER = 0.4
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +45,24 @@ class Job:
 
 
 def make_jobs(rng: Random) -> list[Job]:
-    """Prompts that begin as one of a few texts do, for a random part of it, and go on as no other."""
+    """Prompts that begin as one of a few texts do, for a random part of it, and go on as no other.
+
+    Many of them are just shorter or longer than ``dense_len`` and begin alike further than dense and sparse prompts may
+    share pages.
+    """
     texts = [random_prompt(MAX_PROMPT, 500, seed) for seed in range(5)]
     jobs = []
     for seed in range(REQUESTS):
-        common = rng.choice((0, rng.randrange(MAX_PROMPT), rng.randrange(64, MAX_PROMPT, 64)))
-        own = rng.choice((1, rng.randrange(1, 64), rng.randrange(1, 200)))
-        prompt = (rng.choice(texts)[:common] + random_prompt(own, 500, 1000 + seed))[:MAX_PROMPT]
-        jobs.append(Job(prompt, rng.choice((1, 4, 20, MAX_NEW)), rng.random() < 0.15))
+        if rng.random() < NEAR_BORDER:
+            text, length = texts[0], rng.randrange(DENSE_LEN - 100, DENSE_LEN + 100)
+            common = rng.randrange(length - 60, length)
+            own, answers = length - common, (4, MAX_NEW, MAX_NEW)
+        else:
+            text = rng.choice(texts)
+            common = rng.choice((0, rng.randrange(MAX_PROMPT), rng.randrange(64, MAX_PROMPT, 64)))
+            own, answers = rng.choice((1, rng.randrange(1, 64), rng.randrange(1, 200))), (1, 4, 20, MAX_NEW)
+        prompt = (text[:common] + random_prompt(own, 500, 1000 + seed))[:MAX_PROMPT]
+        jobs.append(Job(prompt, rng.choice(answers), rng.random() < 0.15))
     return jobs
 
 
@@ -73,6 +87,12 @@ def test_every_answer_is_right(server, tiny_checkpoint):
         assert len(text.tokens) == job.tokens
         oracle.check(job.prompt, text, TOLERANCE)
     assert cached > 10_000, cached
+
+
+def test_pools_were_too_small(server):
+    gauges = server.gauges()
+    assert gauges["num_retracted_requests_total"] > 0
+    assert gauges["evicted_tokens_total"] > 0
 
 
 def test_nothing_is_left_over(server):
