@@ -11,9 +11,9 @@ every = pytest.mark.parametrize("implementation", ["reference", "triton"])
 
 def product(rows, outputs, inputs, dtype, device, implementation):
     """The product of random inputs, and its largest deviation from float64 in units of what rounding allows."""
+    weight = torch.randn(outputs, inputs, device=device).to(dtype)  # first: not by the kernel in front of the product
     # Rows of a wider tensor: their stride is not their length.
     x = torch.randn(rows, inputs + 16, device=device).to(dtype)[:, :inputs]
-    weight = torch.randn(outputs, inputs, device=device).to(dtype)
     output = skinny_linear(x, weight, implementation=implementation)
     assert output.shape == (rows, outputs) and output.dtype == dtype
     exact, size = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
@@ -39,8 +39,8 @@ def test_no_rows(device, implementation):
 @pytest.mark.parametrize("rows", [1, 5])
 def test_rows_and_outputs_do_not_meet_others(device, implementation, rows):
     """What is not finite stays in its own row and column."""
-    x, weight = torch.ones(rows, 64, device=device), torch.ones(70, 64, device=device)
-    x[-1, 3], weight[69, 5] = torch.nan, torch.inf
+    weight, x = torch.ones(70, 64, device=device), torch.ones(rows, 64, device=device)
+    weight[69, 5], x[-1, 3] = torch.inf, torch.nan
     output = skinny_linear(x, weight, implementation=implementation)
     assert output[-1].isnan().all()
     assert (output[:-1, :69] == 64).all() and output[:-1, 69].isinf().all()
