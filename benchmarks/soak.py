@@ -2,10 +2,10 @@
 
     python -m benchmarks.soak --model DIR --context 1048576 --output benchmarks/results/soak.csv
 
-From the root of the repository; DIR needs weights. A server is started with pools that are too small for its load, so
-that cached prefixes are evicted and running requests retracted. Clients ask prompts of 1 to ``--longest`` tokens that
-share prefixes, some with several samples, some with structured output where the model has a tokenizer, and some leave
-after the first token; a prompt as long as the context follows once.
+From the root of the repository; DIR needs weights. A server is started with pools that are too small for its load:
+cached prefixes are evicted, and requests that outgrow the pools are retracted. Clients ask prompts of 1 to
+``--longest`` tokens that share prefixes, some with several samples, some with structured output where the model has a
+tokenizer, and some leave after the first token; a prompt as long as the context follows once.
 
 Then a sample of the answers is scored by the same server at rest with an empty cache, and must differ from what it said
 under load by no more than twice the noise at rest, which is measured with the same prompts. At the end no page, state

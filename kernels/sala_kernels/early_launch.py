@@ -16,7 +16,10 @@ FIRST_CAPABILITY = 9  # Hopper
 
 
 def early_launch(device: torch.device) -> dict[str, bool]:
-    """Keyword arguments of a launch on ``device``; its kernel takes EARLY and calls ``meet_predecessor`` first."""
+    """Keyword arguments of a launch on ``device``.
+
+    Its kernel takes EARLY and calls ``meet_predecessor`` before it touches memory that others write.
+    """
     return {"EARLY": True, "launch_pdl": True} if _is_supported(device) else {"EARLY": False}
 
 

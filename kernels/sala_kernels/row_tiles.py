@@ -14,7 +14,7 @@ from sala_kernels.layout import PagedBatch
 LOG2_E = 1.4426950408889634  # kernels compute powers of two
 MIN_DOT_ROWS = 16  # smallest operand of tl.dot
 SEARCH_WIDTH = tl.constexpr(128)
-FEW_ROWS = 8
+FEW_ROWS = 8  # steps of more rows fill a GPU with fewer programs per row
 
 
 def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
 
 
 def decode_splits(rows: int, few: int, many: int) -> int:
-    """Programs that share the context of a row: ``few`` rows of a decode step need more of them to fill a GPU."""
+    """Programs that share the context of a row in a decode step: ``few`` up to FEW_ROWS rows, ``many`` beyond."""
     return few if rows <= FEW_ROWS else many
 
 
