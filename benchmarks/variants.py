@@ -82,12 +82,12 @@ def kernel_times(call) -> str:
     return "; ".join(f"{name} {microseconds:.1f}" for name, microseconds in times if microseconds > 0)
 
 
-def try_variant(case: Case, work, variant: str, device: torch.device) -> dict:
-    choice = serving(device)
+def try_variant(case: Case, work, variant: str, setting: Setting) -> dict:
+    choice = serving(setting)
     with applied(variant):
         work.check(choice)
         calls = work.calls(choice)
-        timing = measure(calls, case.captured, device)
+        timing = measure(calls, case.captured, setting.device)
         kernels = kernel_times(calls[0])
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -116,8 +116,8 @@ def main() -> None:
         except ValueError as error:
             parser.error(f"--variant: {error}")
     device = torch.device("cuda")
-    case = cases[options.case]
-    work = case.build(Setting(RELEASED, device, cache_bytes(device)))
+    case, setting = cases[options.case], Setting(RELEASED, device, cache_bytes(device))
+    work = case.build(setting)
     new = not options.output.exists()
     with options.output.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -125,7 +125,7 @@ def main() -> None:
             writer.writeheader()
         for variant in options.variant:
             try:
-                row = try_variant(case, work, variant, device)
+                row = try_variant(case, work, variant, setting)
             except Exception as error:  # too many registers, say: the other variants are still worth their time
                 print(f"{variant or 'as served'}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue

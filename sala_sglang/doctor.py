@@ -19,6 +19,7 @@ PLUGIN_GROUP, PLUGIN_NAME = "sglang.srt.plugins", "sala"
 REQUIRED_PACKAGES = ("sglang", "torch", "triton", "transformers")
 OPTIONAL_PACKAGES = ("flashinfer-python", "flash-linear-attention")
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")  # not there under WSL
+RELEASED_HEADS = (128, 16)  # their dimension, and query heads per KV head
 MIN_COMPUTE_CAPABILITY = (8, 0)  # the first with bfloat16 arithmetic
 
 
@@ -121,10 +122,14 @@ def _operators() -> list[Finding]:
     import sala_kernels
     import torch
     from sala_kernels.contract import default_implementation
+    from sala_kernels.layout import SparseGeometry
+    from sala_kernels.sparse_attention import serving_implementation
 
-    chosen = default_implementation(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sparse = serving_implementation(device, torch.bfloat16, *RELEASED_HEADS, SparseGeometry().block_size)
     findings = []
     for operator in sorted(module.name for module in iter_modules(sala_kernels.__path__) if module.ispkg):
+        chosen = sparse if operator == "sparse_attention" else default_implementation(device)
         module = f"{sala_kernels.__name__}.{operator}.{chosen}"
         missing = "" if importlib.util.find_spec(module) else f"{module}; reinstall sala-sglang"
         findings.append(Finding(f"operator {operator}", chosen, missing))

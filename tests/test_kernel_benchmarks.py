@@ -27,6 +27,7 @@ from sala_sglang.config import SALAConfig
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 SETTING = Setting(TINY, CPU, cache_bytes=0)
+ON_GPU = replace(SETTING, device=torch.device("cuda"))
 GEOMETRIES = [TINY.geometry, RELEASED.geometry, replace(TINY.geometry, kernel_size=4, init_blocks=0)]
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
 
@@ -178,35 +179,35 @@ def test_checks_see_a_wrong_block(block):
 
 def test_choice_of_rows():
     cases = all_cases(TINY)
-    assert sum(len(rows) for _, rows in choose(cases, [], [], CPU)) == len(cases)
-    chosen = choose(cases, ["compress", "gated_norm"], ["triton", "reference"], CPU)
+    assert sum(len(rows) for _, rows in choose(cases, [], [], SETTING)) == len(cases)
+    chosen = choose(cases, ["compress", "gated_norm"], ["triton", "reference"], SETTING)
     assert [(case.operator, list(rows)) for case, rows in chosen] == [
         ("compress_keys", ["triton", "reference"]),
         ("compress_keys", ["triton", "reference"]),
         ("gated_norm", ["triton", "reference"]),
     ]
-    on_gpu = choose(cases, ["lightning_chunk", "dense"], [], torch.device("cuda"))
+    on_gpu = choose(cases, ["lightning_chunk", "dense"], [], ON_GPU)
     assert [list(rows) for _, rows in on_gpu] == [["triton", "flashinfer"], ["triton", "fla"], ["triton", "fla"]]
-    assert [list(rows) for _, rows in choose(cases, ["fla"], [], torch.device("cuda"))] == [
+    assert [list(rows) for _, rows in choose(cases, ["fla"], [], ON_GPU)] == [
         ["flashinfer"],
         ["fla"],
         ["fla"],
     ]
     with pytest.raises(ValueError, match="--implementations: no operator has 'cutlass'"):
-        choose(cases, [], ["cutlass"], CPU)
+        choose(cases, [], ["cutlass"], SETTING)
     with pytest.raises(ValueError, match=r"--only: no row has 'encode'; allowed are parts of:\nselect_blocks prefill"):
-        choose(cases, ["decode", "encode"], [], CPU)
+        choose(cases, ["decode", "encode"], [], SETTING)
 
 
 def test_operators_without_the_implementation_are_left_out(monkeypatch):
     monkeypatch.setattr("benchmarks.operators.cases.has", lambda operator, name: operator == "lightning")
-    assert [case.operator for case in all_cases(TINY) if case.rows(["new"], CPU)] == ["lightning_chunk"] * 2
+    assert [case.operator for case in all_cases(TINY) if case.rows(["new"], SETTING)] == ["lightning_chunk"] * 2
 
 
 def test_joint_case_with_an_implementation_of_one_operator(monkeypatch):
     monkeypatch.setattr("benchmarks.operators.cases.has", lambda operator, name: operator == "select_blocks")
     case = next(case for case in all_cases(TINY) if case.operator == "select_blocks + sparse_attention")
-    assert list(case.rows(["new"], CPU)) == ["new + reference"]
+    assert list(case.rows(["new"], SETTING)) == ["new + reference"]
 
 
 def test_targets():
@@ -239,7 +240,7 @@ def test_a_case_that_fails_does_not_end_the_run(tmp_path, capsys):
     good = row_wise.cases(TINY)[0]
     bad = replace(good, name="bad", build=lambda setting: replace(good.build(setting), check=wrong))
     run = Run(SETTING, Results(tmp_path / "out.csv", CPU))
-    run.all([(case, case.rows([], CPU)) for case in (bad, good)])
+    run.all([(case, case.rows([], SETTING)) for case in (bad, good)])
     assert run.failed == ["qk_norm_rope bad reference"]
     assert [row.case.operator for row in run.rows] == ["copy", "matmul", "qk_norm_rope"]
     assert "wrong result" in capsys.readouterr().err
@@ -277,8 +278,9 @@ def test_dry_run(tmp_path):
 def test_every_case_on_a_gpu(tmp_path):
     """Graphs, events and checks with the kernels that serve, at tiny sizes and with several input sets."""
     device = torch.device("cuda")
-    run = Run(Setting(TINY, device, cache_bytes=2**14), Results(tmp_path / "out.csv", device))
-    chosen = choose(all_cases(TINY), ["triton", "torch"], [], device)
+    setting = Setting(TINY, device, cache_bytes=2**14)
+    run = Run(setting, Results(tmp_path / "out.csv", device))
+    chosen = choose(all_cases(TINY), ["triton", "torch"], [], setting)
     run.all(chosen)
     assert not run.failed
     methods = ["graph" if case.captured else "events" for case, found in chosen for _ in found]

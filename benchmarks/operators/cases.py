@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 from sala_kernels.contract import default_implementation
+from sala_kernels.sparse_attention import serving_implementation
 
 from .floors import Floor
 from .inputs import Setting
@@ -51,16 +52,16 @@ class Case:
     targets: tuple[Target, ...] = ()
     peers: tuple[str, ...] = ()
 
-    def rows(self, names: list[str], device: torch.device) -> dict[str, Choice | None]:
+    def rows(self, names: list[str], setting: Setting) -> dict[str, Choice | None]:
         """The rows to measure, by implementation; None for a peer. ``names`` as asked for, empty for what serves.
 
         No rows at all where no operator of the case has one of ``names``.
         """
         if not self.operators:
-            return {"torch": serving(device)}
-        named = [asked(name, device) for name in names if any(has(package, name) for package in self.operators)]
-        rows = {self.label(choice): choice for choice in (named if names else [serving(device)])}
-        peers = self.peers if rows and device.type == "cuda" else ()
+            return {"torch": serving(setting)}
+        named = [asked(name, setting) for name in names if any(has(package, name) for package in self.operators)]
+        rows = {self.label(choice): choice for choice in (named if names else [serving(setting)])}
+        peers = self.peers if rows and setting.device.type == "cuda" else ()
         return rows | dict.fromkeys(peers)
 
     def label(self, choice: Choice) -> str:
@@ -76,11 +77,15 @@ def has(operator: str, name: str) -> bool:
     return find_spec(f"sala_kernels.{operator}.{name}") is not None
 
 
-def serving(device: torch.device) -> Choice:
+def serving(setting: Setting) -> Choice:
     """Every operator as the server runs it."""
-    return lambda operator: default_implementation(device)
+    sizes, device = setting.sizes, setting.device
+    heads = sizes.head_dim, sizes.query_heads // sizes.kv_heads
+    chosen = {"sparse_attention": serving_implementation(device, torch.bfloat16, *heads, sizes.geometry.block_size)}
+    return lambda operator: chosen.get(operator, default_implementation(device))
 
 
-def asked(name: str, device: torch.device) -> Choice:
+def asked(name: str, setting: Setting) -> Choice:
     """``name`` where an operator has it; an operator of a joint case that lacks it as it is served."""
-    return lambda operator: name if has(operator, name) else default_implementation(device)
+    served = serving(setting)
+    return lambda operator: name if has(operator, name) else served(operator)

@@ -36,11 +36,12 @@ def main(description: str) -> int:
         parser.error("no GPU found; --dry-run needs none")
     sizes, device = (TINY, torch.device("cpu")) if options.dry_run else (RELEASED, torch.device("cuda"))
     try:
-        chosen = choose(all_cases(sizes), options.only, options.implementations, device)
+        setting = Setting(sizes, device, cache_bytes(device))
+        chosen = choose(all_cases(sizes), options.only, options.implementations, setting)
         results = Results(options.output, device)
     except ValueError as error:
         parser.error(str(error))
-    run = Run(Setting(sizes, device, cache_bytes(device)), results)
+    run = Run(setting, results)
     run.all(chosen)
     print("\n".join(["", *verdicts(run.rows)]))
     if run.failed:
@@ -56,12 +57,12 @@ def cache_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
 
-def choose(cases: list[Case], only: list[str], names: list[str], device: torch.device) -> list[tuple[Case, Rows]]:
+def choose(cases: list[Case], only: list[str], names: list[str], setting: Setting) -> list[tuple[Case, Rows]]:
     """The rows whose titles contain one of the words; all without words. ValueError for what leaves nothing."""
     for name in names:
         if not any(has(operator, name) for case in cases for operator in case.operators):
             raise ValueError(f"--implementations: no operator has {name!r}")
-    rows = [(case, case.rows(names, device)) for case in cases]
+    rows = [(case, case.rows(names, setting)) for case in cases]
     titles = [case.title(name) for case, found in rows for name in found]
     for word in only:
         if not any(word in title for title in titles):
@@ -85,7 +86,7 @@ class Run:
         """The ceilings, then the chosen rows."""
         start = time.perf_counter()
         for ceiling in row_wise.ceilings(self.setting.sizes):
-            self.case(ceiling, ceiling.rows([], self.setting.device))
+            self.case(ceiling, ceiling.rows([], self.setting))
         if not self.copy_gb_per_s:
             raise RuntimeError("the copy bandwidth, to which all rows refer, was not measured")
         for case, rows in chosen:

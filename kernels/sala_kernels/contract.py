@@ -5,7 +5,7 @@ from types import ModuleType
 
 import torch
 
-IMPLEMENTATIONS = "reference", "triton"
+IMPLEMENTATIONS = "reference", "triton", "cuda"  # the last one where CUDA C++ was faster
 
 
 def check_shapes(sizes: dict[str, int] | None = None, **tensors: tuple[torch.Tensor, str]) -> dict[str, int]:
@@ -46,7 +46,7 @@ def implementation_of(operator: str, name: str | None, tensor: torch.Tensor) -> 
     """
     chosen = name or default_implementation(tensor.device)
     if chosen not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation: got {chosen!r}, allowed are {' and '.join(map(repr, IMPLEMENTATIONS))}")
+        raise ValueError(f"implementation: got {chosen!r}, allowed are {', '.join(map(repr, IMPLEMENTATIONS))}")
     return importlib.import_module(f"{operator}.{chosen}")
 
 

@@ -7,7 +7,7 @@ import torch
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.select_blocks import select_blocks
-from sala_kernels.sparse_attention import sparse_attention
+from sala_kernels.sparse_attention import serving_implementation, sparse_attention
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ def compile_sparse(
         batch = _end_of_prompt(rows, length, token_slots)
         blocks = select_blocks(selecting[:rows], compressed, batch, geometry, head_dim**-0.5)
         sparse_attention(attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5)
-    logger.info("Kernels of sparse prefill are compiled, after %.1f s", time.perf_counter() - began)
+    group = attending.shape[1] // keys.shape[1]
+    served = serving_implementation(keys.device, keys.dtype, head_dim, group, geometry.block_size)
+    seconds = time.perf_counter() - began
+    logger.info("Kernels of sparse prefill are compiled, after %.1f s; %r serves sparse_attention", seconds, served)
 
 
 def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torch.dtype) -> None:

@@ -22,8 +22,8 @@ from sala_kernels.sparse_attention import sparse_attention
 
 KERNELS = Path(sala_kernels.__file__).parent
 SOURCES = sorted(KERNELS.rglob("*.py"))
-IMPLEMENTATIONS = {"reference", "triton"}
-ALLOWED_IMPORTS = {"torch", "triton", "tilelang", "sala_kernels", *sys.stdlib_module_names}
+IMPLEMENTATIONS = {"reference", "triton", "cuda"}
+ALLOWED_IMPORTS = {"torch", "triton", "tilelang", "cuda", "sala_kernels", *sys.stdlib_module_names}
 
 
 def valid_arguments() -> dict:
@@ -118,7 +118,7 @@ def test_lightning_refuses_strided_rows(operator, name):
 
 @every_operator
 def test_unknown_implementation_is_refused(operator):
-    with pytest.raises(ValueError, match="implementation: got 'cutlass', allowed are 'reference' and 'triton'"):
+    with pytest.raises(ValueError, match="implementation: got 'cutlass', allowed are 'reference', 'triton', 'cuda'"):
         operator(**OPERATORS[operator], implementation="cutlass")
 
 
@@ -166,7 +166,7 @@ def imported_modules(source: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(KERNELS)))
-def test_kernels_know_only_torch_and_triton(source):
+def test_kernels_know_only_torch_triton_and_cuda(source):
     assert {module.split(".")[0] for module in imported_modules(source)} <= ALLOWED_IMPORTS
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_checks import neighbours_lists
 from paging import DENSE
 from sala_kernels.sparse_attention.lists import SHARERS, shared_lists
 from sparse_inputs import SMALL, Inputs
@@ -9,24 +10,6 @@ from sparse_inputs import poisoned_memory as poisoned_memory
 
 LENGTHS, NEW_TOKENS = [1, 700, 64 * 9, 130, 500], [1, 33, 8, 0, 6]
 SPARSE_FROM = [0, 680, 0, 0, DENSE]  # the second one inside its rows
-
-
-def neighbours_lists(inputs: Inputs, kept: float) -> torch.Tensor:
-    """Ascending lists [T, Hkv, K_SEL] with the current block; each row keeps picks of the row before by chance."""
-    geometry, (rows, heads) = inputs.geometry, (inputs.queries.shape[0], inputs.keys.shape[1])
-    lists = torch.full((rows, heads, geometry.selected_blocks), -1, dtype=torch.int32)
-    for request in range(inputs.batch.size):
-        own, positions = inputs.batch.rows(request)
-        for kv_head in range(heads):
-            picks: list[int] = []
-            for row, t in zip(range(own.start, own.stop), positions.tolist(), strict=True):
-                current = t // geometry.block_size
-                picks = [block for block in picks if torch.rand(()) < kept and block < current]
-                for block in torch.randperm(current).tolist():
-                    if block not in picks and len(picks) < geometry.selected_blocks - 1 - row % 2:
-                        picks.append(block)
-                lists[row, kv_head, : len(picks) + 1] = torch.tensor([*sorted(picks), current])
-    return lists.to(inputs.queries.device)
 
 
 @pytest.mark.parametrize("tile", [1, 4, 32])

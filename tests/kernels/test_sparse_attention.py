@@ -5,81 +5,13 @@ from dataclasses import replace
 import brute_force
 import pytest
 import torch
-from paging import DENSE, relative_error
+from attention_checks import check, random_ids, run, selected_ids
+from paging import DENSE
 from sala_kernels import row_tiles
-from sala_kernels.select_blocks import select_blocks
-from sala_kernels.sparse_attention import sparse_attention
 from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps
 from sparse_inputs import poisoned_memory as poisoned_memory
 
-
-def run(inputs: Inputs, block_ids: torch.Tensor, implementation: str, batch=None) -> torch.Tensor:
-    tensors = inputs.queries, inputs.keys, inputs.values, block_ids
-    batch = batch or inputs.batch
-    return sparse_attention(*tensors, batch, inputs.geometry, inputs.scale, implementation=implementation)
-
-
-def exactly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
-    """The reference in float64."""
-    tensors = inputs.queries.double(), inputs.keys.double(), inputs.values.double(), block_ids
-    return sparse_attention(*tensors, inputs.batch, inputs.geometry, inputs.scale, implementation="reference")
-
-
-def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
-    """Attention with every intermediate result in the dtype of the inputs, [T, Hq, D]."""
-    block = inputs.geometry.block_size
-    output = torch.empty_like(inputs.queries)
-    for request in range(inputs.batch.size):
-        rows, positions = inputs.batch.rows(request)
-        slots = inputs.batch.slots(request)
-        token = torch.arange(len(slots), device=slots.device)
-        for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
-            for kv_head, queries in enumerate(inputs.queries[row].unflatten(0, (inputs.keys.shape[1], -1))):
-                mask = token <= t
-                if t >= inputs.batch.sparse_from[request]:
-                    mask &= torch.isin(token // block, block_ids[row, kv_head])
-                keys, values = (pool[slots[mask], kv_head] for pool in (inputs.keys, inputs.values))
-                weights = (inputs.scale * (queries @ keys.T)).softmax(-1)
-                group = len(queries)
-                output[row, kv_head * group : (kv_head + 1) * group] = weights @ values
-    return output
-
-
-def random_ids(inputs: Inputs) -> torch.Tensor:
-    """Lists [T, Hkv, K_SEL] of random blocks and the current one; arbitrary integers for dense rows."""
-    selected = inputs.geometry.selected_blocks
-    shape = inputs.queries.shape[0], inputs.keys.shape[1], selected
-    block_ids = torch.full(shape, 2**30, dtype=torch.int32)
-    for request in range(inputs.batch.size):
-        rows, positions = inputs.batch.rows(request)
-        for row, t in zip(range(rows.start, rows.stop), positions.tolist(), strict=True):
-            current = t // inputs.geometry.block_size
-            for kv_head in range(shape[1]) if t >= inputs.batch.sparse_from[request] else ():
-                count = int(torch.randint(0, min(selected - 1, current) + 1, ()))
-                chosen = torch.tensor([*torch.randperm(current)[:count].sort().values.tolist(), current])
-                block_ids[row, kv_head] = -1
-                block_ids[row, kv_head, : count + 1] = chosen
-    return block_ids.to(inputs.queries.device)
-
-
-def selected_ids(inputs: Inputs) -> torch.Tensor:
-    arguments = inputs.queries, inputs.compressed, inputs.batch, inputs.geometry, inputs.scale
-    return select_blocks(*arguments, implementation="reference")
-
-
-def row_errors(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Relative error of every row, [T]."""
-    return (output.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-
-
-def check_triton(inputs: Inputs, block_ids: torch.Tensor) -> None:
-    output, exact, plain = run(inputs, block_ids, "triton"), exactly(inputs, block_ids), plainly(inputs, block_ids)
-    assert output.dtype == inputs.queries.dtype
-    # Another order of the same roundings may err more, and a few float32 sums by chance be exact.
-    noise = 4 * torch.finfo(torch.float32).eps
-    assert relative_error(output, exact) <= 2 * relative_error(plain, exact) + noise
-    # A wrong row must not hide behind many right ones, or behind a large one.
-    assert row_errors(output, exact).max() <= 4 * row_errors(plain, exact).max() + noise
+on_gpus = pytest.mark.parametrize("implementation", ["triton", "cuda"])
 
 
 @geometries
@@ -133,20 +65,20 @@ def test_triton(device, monkeypatch, geometry, heads, dim, dtype, step):
     new_tokens = [1, 0, 3, 9, 4] if step == "prefill" else [1] * 5
     sparse_from = [0, DENSE, 0, 9 * block - 1, DENSE]  # the fourth one inside its rows, if it has several
     inputs = Inputs(lengths, new_tokens, geometry, heads, dim, dtype, device, sparse_from)
-    check_triton(inputs, random_ids(inputs))
+    check(inputs, random_ids(inputs))
 
 
 def test_triton_with_selected_blocks(device):
     # Rows of one tile on both sides of the K_SEL-th block: some attend to all blocks, some to a list.
     inputs = Inputs([386, 70, 900], [6, 70, 1], SMALL, (4, 2), 16, torch.bfloat16, device)
-    check_triton(inputs, selected_ids(inputs))
+    check(inputs, selected_ids(inputs))
 
 
 def test_blocks_larger_than_a_step_of_the_loop(device):
     geometry = replace(SMALL, block_size=256, kernel_size=128, kernel_stride=64)
     for new_tokens in ([3, 2], [1, 1]):
         inputs = Inputs([600, 260], new_tokens, geometry, (2, 1), 16, torch.bfloat16, device, [0, DENSE])
-        check_triton(inputs, random_ids(inputs))
+        check(inputs, random_ids(inputs))
 
 
 @both
@@ -185,24 +117,26 @@ def test_extreme_keys(device, new_tokens, kind):
             keys[used.nonzero()[7]] *= 1e4
 
     inputs = Inputs([100, 330], [new_tokens] * 2, SMALL, (2, 1), 16, torch.bfloat16, device, [DENSE, 0], edit)
-    check_triton(inputs, selected_ids(inputs))
+    check(inputs, selected_ids(inputs))
 
 
 @gpu
 @real_steps
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse", "partly dense"])
-def test_real_sizes(device, lengths, new_tokens, dense):
+@on_gpus
+def test_real_sizes(device, lengths, new_tokens, dense, implementation):
     sparse_from = [0 if not dense or i % 2 else length - 40 for i, length in enumerate(lengths)]
     inputs = Inputs(lengths, new_tokens, RELEASED, (32, 2), 128, torch.bfloat16, device, sparse_from)
-    check_triton(inputs, selected_ids(inputs))
+    check(inputs, selected_ids(inputs), implementation)
 
 
 @gpu
 @pytest.mark.parametrize("new_tokens", [1, 40])
-def test_pool_beyond_int32_offsets(device, new_tokens):
+@on_gpus
+def test_pool_beyond_int32_offsets(device, new_tokens, implementation):
     inputs = Inputs([300, 700], [new_tokens] * 2, SMALL, (32, 2), 128, torch.bfloat16, device)
     block_ids = random_ids(inputs)
-    near = run(inputs, block_ids, "triton")
+    near = run(inputs, block_ids, implementation)
     first = 2**31 // (2 * 128) + SMALL.block_size
     for name in ("keys", "values"):
         pool = getattr(inputs, name)
@@ -210,4 +144,4 @@ def test_pool_beyond_int32_offsets(device, new_tokens):
         far[first:] = pool
         setattr(inputs, name, far)
     moved = replace(inputs.batch, token_slots=inputs.batch.token_slots + first)
-    assert torch.equal(run(inputs, block_ids, "triton", moved), near)
+    assert torch.equal(run(inputs, block_ids, implementation, moved), near)

@@ -2,8 +2,13 @@
 
 import torch
 
+from sala_kernels import contract
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
 from sala_kernels.layout import PagedBatch, SparseGeometry
+
+# What there is CUDA C++ for.
+CUDA_CAPABILITY, CUDA_DEVICE = (9, 0), "a Hopper GPU"
+CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK = torch.bfloat16, 128, (4, 8, 16), 64
 
 
 def sparse_attention(
@@ -23,7 +28,7 @@ def sparse_attention(
     block_ids: [T, Hkv, K_SEL] int32 as select_blocks returns it; read only for rows from their request's
     ``sparse_from`` on, which hold at least the current block. Rows before it attend to all blocks. Returns
     [T, Hq, D] in the dtype of the queries; softmax and sums are float32 or better. Raises ValueError or
-    TypeError on a shape or dtype that does not fit.
+    TypeError on a shape or dtype that does not fit, and on implementation "cuda" where is_compiled_for is false.
     """
     sizes = check_shapes(
         {"K_SEL": geometry.selected_blocks},
@@ -35,5 +40,27 @@ def sparse_attention(
     check_groups(sizes["Hq"], sizes["Hkv"])
     check_dtypes(queries.dtype, keys=keys, values=values)
     check_dtypes(torch.int32, block_ids=block_ids)
+    described = queries.device, queries.dtype, sizes["D"], sizes["Hq"] // sizes["Hkv"], geometry.block_size
+    if implementation == "cuda" and not is_compiled_for(*described):
+        form = "{}, {}, D {}, groups of {} heads, blocks of {} tokens"
+        expected = form.format(CUDA_DEVICE, CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK)
+        raise ValueError(f"implementation 'cuda': expected {expected}, got {form.format(*described)}")
+    implementation = implementation or serving_implementation(*described)
     module = implementation_of(__name__, implementation, queries)
     return module.sparse_attention(queries, keys, values, block_ids, batch, geometry, scale)
+
+
+def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:
+    """Name of the implementation that serves calls with ``group`` query heads per KV head, unless one is asked for."""
+    if is_compiled_for(device, dtype, head_dim, group, block_size):
+        return "cuda"
+    return contract.default_implementation(device)
+
+
+def is_compiled_for(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> bool:
+    """Whether there is CUDA C++ for such calls."""
+    if device.type != "cuda" or group not in CUDA_GROUPS:
+        return False
+    if (dtype, head_dim, block_size) != (CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_BLOCK):
+        return False
+    return torch.cuda.get_device_capability(device) == CUDA_CAPABILITY

@@ -1,0 +1,34 @@
+"""sparse_attention on Hopper: as in Triton, but for rows of long steps that choose blocks (shared_blocks.cu).
+
+Only for the sizes that ``is_compiled_for`` names; then it serves.
+"""
+
+import torch
+
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.sparse_attention.listed_rows import attend_listed_rows
+from sala_kernels.sparse_attention.rows import attend_decode
+from sala_kernels.sparse_attention.shared_blocks import attend_shared_blocks, compile_shared_blocks
+from sala_kernels.sparse_attention.tiles import attend_tiles
+
+LONG_STEP = 512  # rows; with fewer, programs that take in the blocks of eight rows one after the other leave a GPU idle
+
+
+def sparse_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+) -> torch.Tensor:
+    inputs, common = (queries, keys, values, block_ids), (batch, geometry, scale)
+    if batch.max_query_tokens == 1:
+        return attend_decode(*inputs, *common)
+    compile_shared_blocks(queries.shape[1] // keys.shape[1], queries.device)  # so that no long step waits for it later
+    output = queries.new_empty(queries.shape)
+    attend_tiles(*inputs, output, *common)
+    attend_rows = attend_listed_rows if len(queries) < LONG_STEP else attend_shared_blocks
+    attend_rows(*inputs, output, *common)
+    return output

@@ -1,0 +1,86 @@
+"""Launches shared_blocks.cu: neighbouring rows share the loads of the blocks that they choose."""
+
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from sala_kernels.cuda_kernel import CudaKernel, compile_source, tensor_map
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.row_tiles import LOG2_E, tile_count
+from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM
+
+SOURCE = Path(__file__).with_name("shared_blocks.cu")
+ARCHITECTURE = "sm_90a"
+WARPS, FETCHING_WARPS = 8, 4  # of a program; one of the latter works, but registers are given to four warps at a time
+VECTORS = 16  # query vectors of a warp
+STAGES = 6  # blocks in shared memory
+HALF_DIM = CUDA_HEAD_DIM // 2  # elements that a swizzled row of shared memory holds
+STAGE_BYTES = 2 * CUDA_BLOCK * CUDA_HEAD_DIM * 2  # keys and values in bfloat16
+ROOM_BYTES = 2048  # to begin at a multiple of 1024, and for barriers and queue
+SHARED_BYTES = STAGES * STAGE_BYTES + ROOM_BYTES
+CACHES = 2  # programs keep in step if the context of a head is larger than so many L2 caches
+
+
+def attend_shared_blocks(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids: torch.Tensor,
+    output: torch.Tensor,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+) -> None:
+    """Fill ``output`` [T, Hq, D] of the rows that do not attend to every block up to their own; arguments as those of
+    sparse_attention. Raises ValueError unless heads lie contiguous."""
+    for name, tensor in dict(queries=queries, keys=keys, values=values, block_ids=block_ids, output=output).items():
+        if tensor.stride(-1) != 1:
+            raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tensor.stride()}")
+    group = queries.shape[1] // keys.shape[1]
+    box = geometry.block_size, 1, HALF_DIM
+    tensors = queries, block_ids, output, batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows
+    strides = batch.token_slots.stride(0), *queries.stride()[:2], *block_ids.stride()[:2], *output.stride()[:2]
+    arguments = [
+        tensor_map(keys, box),
+        tensor_map(values, box),
+        *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (*tensors, batch.token_slots)),
+        *map(ctypes.c_int64, strides),
+        *map(ctypes.c_int32, (batch.size, len(queries), geometry.selected_blocks)),
+        ctypes.c_float(scale * LOG2_E),
+    ]
+    kernel = compile_shared_blocks(group, queries.device)
+    for grid, first in launches(tile_count(len(queries), batch.size, WARPS * VECTORS // group), keys, batch):
+        kernel.launch(grid, 32 * (WARPS + FETCHING_WARPS), [*arguments, *map(ctypes.c_int32, first)])
+
+
+def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Grids over tiles and KV heads, and the first tile and KV head of each.
+
+    All at once while a head's keys and values are about as large as the L2 cache. Beyond, as many programs of one head
+    as run at the same time: those that begin together go through the context together, since the ones in front wait for
+    memory and the others find in the cache what these have read.
+    """
+    gpu, kv_heads = torch.cuda.get_device_properties(keys.device), keys.shape[1]
+    if batch.max_kv_tokens * STAGE_BYTES // CUDA_BLOCK <= CACHES * gpu.L2_cache_size:
+        yield (tiles, kv_heads), (0, 0)
+        return
+    waves = -(-tiles // gpu.multi_processor_count)
+    width = -(-tiles // waves)
+    for kv_head in range(kv_heads):
+        for first in range(0, tiles, width):
+            yield (min(width, tiles - first), 1), (first, kv_head)
+
+
+@cache
+def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
+    """The kernel for ``group`` query heads per KV head, loaded for ``device``; half a second at the first call."""
+    return CudaKernel(binary(group), "_shared_blocks_kernel", device, SHARED_BYTES)
+
+
+def binary(group: int) -> bytes:
+    """Its machine code."""
+    definitions = {"GROUP": group, "WARPS": WARPS, "FETCHING_WARPS": FETCHING_WARPS, "STAGES": STAGES}
+    return compile_source(SOURCE, definitions | {"SHARED_BYTES": SHARED_BYTES}, ARCHITECTURE)

@@ -1,0 +1,179 @@
+"""Rows that share the loads of their blocks: the kernel compiles anywhere, and on a GPU every row is as if alone."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attention_checks import check, exactly, neighbours_lists, random_ids, row_errors, run, selected_ids
+from paging import DENSE
+from sala_kernels import cuda_kernel
+from sala_kernels.cuda_kernel import compile_source
+from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, shared_blocks
+from sala_kernels.sparse_attention.shared_blocks import binary, launches
+from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
+from sparse_inputs import poisoned_memory as poisoned_memory
+
+HEADS = [(32, 2), (16, 1), (16, 2), (8, 1), (4, 1)]
+every_group = pytest.mark.parametrize("heads", HEADS, ids=str)
+LENGTHS, NEW_TOKENS = [1, 64, 65, 9 * 64 + 5, 5 * 64 - 1, 900], [1, 0, 3, 9, 4, 300]
+SPARSE_FROM = [0, DENSE, 0, 9 * 64 - 1, DENSE, 630]  # some inside their rows
+
+
+@pytest.fixture(autouse=True)
+def every_step_is_long(monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "LONG_STEP", 1)
+
+
+def ragged(device: str, heads: tuple[int, int]) -> Inputs:
+    return Inputs(LENGTHS, NEW_TOKENS, SMALL, heads, 128, torch.bfloat16, device, SPARSE_FROM)
+
+
+@pytest.mark.parametrize("group", CUDA_GROUPS)
+def test_compiles_without_a_gpu(group):
+    assert binary(group).startswith(b"\x7fELF")
+
+
+def test_errors_of_the_compiler_are_shown(tmp_path):
+    source = tmp_path / "wrong.cu"
+    source.write_text("__global__ void kernel() { nothing(); }")
+    with pytest.raises(RuntimeError, match=r"(?s)wrong\.cu does not compile for sm_90a:.*\"nothing\" is undefined"):
+        compile_source(source, {}, "sm_90a")
+
+
+def test_other_devices_and_sizes_are_refused_by_name():
+    inputs = ragged("cpu", (16, 1))
+    message = r"implementation 'cuda': expected a Hopper GPU, torch.bfloat16, D 128, .*, got cpu, torch.bfloat16, D 128"
+    with pytest.raises(ValueError, match=message):
+        run(inputs, random_ids(inputs), "cuda")
+    gpu = torch.device("cuda")  # sizes decide before it is looked at
+    assert not is_compiled_for(gpu, torch.float16, 128, 16, 64)
+    assert not is_compiled_for(gpu, torch.bfloat16, 64, 16, 64)
+    assert not is_compiled_for(gpu, torch.bfloat16, 128, 3, 64)
+    assert not is_compiled_for(gpu, torch.bfloat16, 128, 16, 32)
+
+
+@pytest.mark.parametrize("tiles", [1, 131, 132, 133, 1025])
+@pytest.mark.parametrize("context", [1000, 200_000, 2**20])
+def test_every_tile_is_launched_once(monkeypatch, tiles, context):
+    h100 = SimpleNamespace(multi_processor_count=132, L2_cache_size=50 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    inputs = ragged("cpu", (32, 2))
+    grids = list(launches(tiles, inputs.keys, replace(inputs.batch, max_kv_tokens=context)))
+    found = [
+        (tile, head)
+        for (width, heads), (first, first_head) in grids
+        for tile in range(first, first + width)
+        for head in range(first_head, first_head + heads)
+    ]
+    assert sorted(found) == [(tile, head) for tile in range(tiles) for head in range(2)]
+    if context == 2**20:
+        assert all(width <= 132 and heads == 1 for (width, heads), _ in grids)
+    else:
+        assert len(grids) == 1
+
+
+@gpu
+@every_group
+def test_random_lists(device, heads):
+    inputs = ragged(device, heads)
+    check(inputs, random_ids(inputs), "cuda")
+
+
+@gpu
+@every_group
+@pytest.mark.parametrize("kept", [0.0, 0.8])
+def test_lists_of_neighbours(device, heads, kept):
+    inputs = ragged(device, heads)
+    check(inputs, neighbours_lists(inputs, kept), "cuda")
+
+
+@gpu
+@pytest.mark.parametrize("heads", [(32, 2), (4, 1)], ids=str)
+def test_selected_blocks(device, heads):
+    # Rows of one tile on both sides of the K_SEL-th block: some attend to all blocks, some to a list.
+    inputs = Inputs([386, 70, 6200], [6, 70, 100], SMALL, heads, 128, torch.bfloat16, device)
+    check(inputs, selected_ids(inputs), "cuda")
+
+
+@gpu
+@pytest.mark.parametrize("kind", ["constant", "huge"])
+def test_extreme_keys(device, kind):
+    def edit(keys):
+        used = (~keys.isnan()).flatten(1).all(1)
+        if kind == "constant":
+            keys[used] = 1.0
+        else:
+            keys[used.nonzero()[7]] *= 1e4
+
+    inputs = Inputs([100, 700], [3, 30], SMALL, (32, 2), 128, torch.bfloat16, device, [DENSE, 0], edit)
+    check(inputs, selected_ids(inputs), "cuda")
+
+
+@gpu
+def test_it_serves_and_agrees_with_triton(device):
+    inputs = ragged(device, (32, 2))
+    ids = neighbours_lists(inputs, 0.8)
+    served, exact = run(inputs, ids, None), exactly(inputs, ids)
+    assert torch.equal(served, run(inputs, ids, "cuda"))
+    assert row_errors(served, exact).max() <= 1.5 * row_errors(run(inputs, ids, "triton"), exact).max()
+
+
+@gpu
+@every_group
+def test_each_request_and_each_chunk_as_if_alone(device, heads):
+    inputs = ragged(device, heads)
+    ids, queries = neighbours_lists(inputs, 0.5), inputs.queries
+    together = run(inputs, ids, "cuda")
+    for request in range(len(LENGTHS)):
+        rows, alone = one_request(inputs.batch, request)
+        if alone.max_query_tokens > 1:
+            inputs.queries = queries[rows]
+            assert torch.equal(run(inputs, ids[rows], "cuda", alone), together[rows])
+    rows, alone = one_request(inputs.batch, 5)
+    for begin, end in ((0, 37), (37, 300)):  # chunks that end inside a tile
+        own = slice(rows.start + begin, rows.start + end)
+        start = torch.tensor([0, end - begin], dtype=torch.int32, device=device)
+        chunk = replace(alone, query_start=start, kv_lens=alone.kv_lens - (300 - end), max_query_tokens=end - begin)
+        inputs.queries = queries[own]
+        assert torch.equal(run(inputs, ids[own], "cuda", chunk), together[own])
+
+
+@gpu
+def test_short_steps_are_left_to_triton(device, monkeypatch):
+    inputs = ragged(device, (32, 2))
+    ids = random_ids(inputs)
+    monkeypatch.setattr(cuda, "LONG_STEP", sum(NEW_TOKENS) + 1)
+    assert torch.equal(run(inputs, ids, "cuda"), run(inputs, ids, "triton"))
+
+
+@gpu
+def test_keeping_in_step_changes_nothing(device, monkeypatch):
+    inputs = Inputs([9000], [3000], RELEASED, (32, 2), 128, torch.bfloat16, device)
+    ids = random_ids(inputs)
+    at_once = run(inputs, ids, "cuda")
+    monkeypatch.setattr(shared_blocks, "CACHES", 0)
+    assert len(list(launches(375, inputs.keys, inputs.batch))) > 2
+    assert torch.equal(run(inputs, ids, "cuda"), at_once)
+
+
+@gpu
+def test_replayed_graph_is_the_eager_step(device):
+    inputs = ragged(device, (32, 2))
+    ids = random_ids(inputs)
+    eager = run(inputs, ids, "cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(inputs, ids, "cuda")
+    captured.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(captured, eager)
+
+
+@gpu
+def test_tensors_without_a_map_are_refused(device):
+    keys = torch.zeros(64, 2, 129, dtype=torch.bfloat16, device=device)[..., :128]
+    with pytest.raises(RuntimeError, match=r"a tensor map of shape \[64, 2, 128\].*CUDA_ERROR_INVALID_VALUE"):
+        cuda_kernel.tensor_map(keys, (64, 1, 64))
+    with pytest.raises(TypeError, match=r"expected torch\.bfloat16, got torch\.float32"):
+        cuda_kernel.tensor_map(keys.float(), (64, 1, 64))
