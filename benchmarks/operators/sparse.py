@@ -45,6 +45,8 @@ def cases(sizes: Sizes) -> list[Case]:
             build=partial(attend_prefill, context, None),
             targets=(rate(150),),
         ),
+        attend(f"{prefill} {longest}, 80 % shared picks", build=partial(attend_prefill, longest, SHARED_PICKS)),
+        attend(f"{prefill} {longest}, independent picks", build=partial(attend_prefill, longest, None)),
         attend(f"{prefill} {chunk}, dense", build=attend_dense, peers=("flashinfer",)),
         both(f"decode 1 of {longest}", build=partial(decode, [longest]), targets=(Target(45, "us"),)),
         both(f"decode 1 of {chunk}", build=partial(decode, [chunk])),
