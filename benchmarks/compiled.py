@@ -1,11 +1,12 @@
-"""Registers, spills and shared memory of kernels as compiled for sm_90, as CSV. Needs no GPU.
+"""Registers, spills and shared memory of kernels as compiled for Hopper, as CSV. Needs no GPU.
 
     python benchmarks/compiled.py --output benchmarks/results/compiled.csv
 
 Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled: the
 sparse ones for a prefill chunk and for a decode step of a server with a context of a million tokens. The programs that
-fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame
-also holds the table by which libdevice reduces the arguments of sine and cosine.
+fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame also holds the
+table by which libdevice reduces the arguments of sine and cosine. The kernel in CUDA C++ is launched with the registers
+that stand here, and its warps divide them anew.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import csv
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.skinny_linear import skinny_linear
-from sala_kernels.sparse_attention import sparse_attention
+from sala_kernels.sparse_attention import shared_blocks, sparse_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -84,6 +85,19 @@ def measures(kernel) -> tuple:
     fit = REGISTERS // (-(-registers // 8) * 8 * threads), SHARED_BYTES // (meta.shared + 1024), THREADS // threads
     sizes = registers, stores + loads, stack, meta.shared, min(*fit, PROGRAMS)
     return meta.name, meta.num_warps, meta.num_stages, *sizes
+
+
+def measures_of_shared_blocks() -> tuple:
+    """The same of the kernel in CUDA C++; one program fills the shared memory of a multiprocessor."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(shared_blocks.binary(HEADS // KV_HEADS))
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", log)[1]) for name in ("REG", "STACK", "LOCAL"))
+    warps = shared_blocks.WARPS + shared_blocks.FETCHING_WARPS
+    sizes = warps, shared_blocks.STAGES, registers, local, stack, shared_blocks.SHARED_BYTES, 1
+    return shared_blocks.NAME, *sizes
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -154,6 +168,16 @@ def operators() -> dict[str, Callable[[], object]]:
     }
 
 
+def measured(word: str) -> Iterator[tuple]:
+    """Rows of the operators whose name contains ``word``."""
+    for name, call in operators().items():
+        if word in name:
+            yield from ((name, *measures(kernel)) for kernel in dict.fromkeys(compiled(call)))
+    in_cuda = "sparse_attention prefill"
+    if word in in_cuda:
+        yield in_cuda, *measures_of_shared_blocks()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="CSV file; rows are appended")
@@ -164,11 +188,9 @@ def main() -> None:
         writer = csv.writer(file)
         if new:
             writer.writerow((*COLUMNS, "triton"))
-        for name, call in operators().items():
-            for kernel in dict.fromkeys(compiled(call)) if options.only in name else ():
-                row = name, *measures(kernel)
-                writer.writerow((*row, triton.__version__))
-                print(f"{row[0]:32} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
+        for row in measured(options.only):
+            writer.writerow((*row, triton.__version__))
+            print(f"{row[0]:32} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
 
 
 if __name__ == "__main__":

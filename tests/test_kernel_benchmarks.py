@@ -12,6 +12,8 @@ import torch
 from sala_kernels.layout import SparseGeometry
 from sala_kernels.select_blocks import select_blocks
 
+from benchmarks.compiled import COLUMNS as COMPILED_COLUMNS
+from benchmarks.compiled import measures_of_shared_blocks
 from benchmarks.memory import memory_bytes
 from benchmarks.operators import floors, row_wise
 from benchmarks.operators.cases import Case, Target, Work
@@ -306,3 +308,10 @@ def test_compiled_kernels(tmp_path):
         (row,) = csv.DictReader(file)
     assert row["kernel"] == "_step_kernel" and row["spill_bytes"] == "0"
     assert 0 < int(row["registers"]) < 128 and int(row["per_sm"]) >= 4
+
+
+def test_compiled_kernel_in_cuda():
+    row = dict(zip(COMPILED_COLUMNS[1:], measures_of_shared_blocks(), strict=True))
+    assert row["kernel"] == "_shared_blocks_kernel" and row["spill_bytes"] == row["stack_bytes"] == 0
+    # What the warps that attend take beyond their share at the launch, those that fetch give back.
+    assert row["warps"] == 12 and 32 * row["warps"] * row["registers"] >= 32 * (8 * 232 + 4 * 40)

@@ -1,12 +1,15 @@
 """Kernels in CUDA C++, compiled by NVRTC at first use: neither nvcc nor CUDA's headers need be there."""
 
 import ctypes
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from cuda.bindings import driver, nvrtc
+
+logger = logging.getLogger(__name__)
 
 TENSOR_MAP_WORDS, TENSOR_MAP_ALIGNMENT = 16, 64  # of eight bytes; bytes
 
@@ -33,6 +36,17 @@ class CudaKernel:
                     self._function, *grid, 1, threads, 1, 1, self._shared_bytes, stream, ctypes.addressof(pointers), 0
                 )
             )
+
+
+@cache
+def has_compiler() -> bool:
+    """Whether NVRTC is there; where it is not, a warning says so once."""
+    try:
+        _checked(nvrtc.nvrtcVersion())
+    except RuntimeError as error:
+        logger.warning("Kernels in CUDA C++ are left out, because NVRTC cannot be loaded: %s", error)
+        return False
+    return True
 
 
 def compile_source(path: Path, definitions: Mapping[str, int], architecture: str) -> bytes:

@@ -1,6 +1,7 @@
 """Rows that share the loads of their blocks: the kernel compiles anywhere, and on a GPU every row is as if alone."""
 
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from attention_checks import check, exactly, neighbours_lists, random_ids, row_e
 from paging import DENSE
 from sala_kernels import cuda_kernel
 from sala_kernels.cuda_kernel import compile_source
-from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, shared_blocks
+from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, serving_implementation, shared_blocks
 from sala_kernels.sparse_attention.shared_blocks import binary, launches
 from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
 from sparse_inputs import poisoned_memory as poisoned_memory
@@ -39,6 +40,21 @@ def test_errors_of_the_compiler_are_shown(tmp_path):
     source.write_text("__global__ void kernel() { nothing(); }")
     with pytest.raises(RuntimeError, match=r"(?s)wrong\.cu does not compile for sm_90a:.*\"nothing\" is undefined"):
         compile_source(source, {}, "sm_90a")
+
+
+def test_without_a_compiler_triton_serves(monkeypatch, caplog):
+    def missing():
+        raise RuntimeError("libnvrtc is not there")
+
+    hopper = torch.device("cuda"), torch.bfloat16, 128, 16, 64
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda_kernel, "has_compiler", cache(cuda_kernel.has_compiler.__wrapped__))
+    assert serving_implementation(*hopper) == "cuda"
+    monkeypatch.setattr(cuda_kernel, "has_compiler", cache(cuda_kernel.has_compiler.__wrapped__))
+    monkeypatch.setattr(cuda_kernel.nvrtc, "nvrtcVersion", missing)
+    for _ in range(2):
+        assert serving_implementation(*hopper) == "triton"
+    assert caplog.text.count("NVRTC cannot be loaded: libnvrtc is not there") == 1
 
 
 def test_other_devices_and_sizes_are_refused_by_name():

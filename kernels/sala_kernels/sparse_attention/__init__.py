@@ -58,9 +58,13 @@ def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: i
 
 
 def is_compiled_for(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> bool:
-    """Whether there is CUDA C++ for such calls."""
+    """Whether there is CUDA C++ for such calls, and what compiles it."""
     if device.type != "cuda" or group not in CUDA_GROUPS:
         return False
     if (dtype, head_dim, block_size) != (CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_BLOCK):
         return False
-    return torch.cuda.get_device_capability(device) == CUDA_CAPABILITY
+    if torch.cuda.get_device_capability(device) != CUDA_CAPABILITY:
+        return False
+    from sala_kernels.cuda_kernel import has_compiler
+
+    return has_compiler()

@@ -13,7 +13,7 @@ from sala_kernels.row_tiles import LOG2_E, tile_count
 from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM
 
 SOURCE = Path(__file__).with_name("shared_blocks.cu")
-ARCHITECTURE = "sm_90a"
+NAME, ARCHITECTURE = "_shared_blocks_kernel", "sm_90a"
 WARPS, FETCHING_WARPS = 8, 4  # of a program; one of the latter works, but registers are given to four warps at a time
 VECTORS = 16  # query vectors of a warp
 STAGES = 6  # blocks in shared memory
@@ -77,7 +77,7 @@ def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tupl
 @cache
 def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
     """The kernel for ``group`` query heads per KV head, loaded for ``device``; half a second at the first call."""
-    return CudaKernel(binary(group), "_shared_blocks_kernel", device, SHARED_BYTES)
+    return CudaKernel(binary(group), NAME, device, SHARED_BYTES)
 
 
 def binary(group: int) -> bytes:
