@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import triton
 from sala_kernels.compress_keys import compress_keys
+from sala_kernels.cuda_kernel import compile_source
 from sala_kernels.gated_norm import gated_norm
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
@@ -88,15 +89,16 @@ def measures(kernel) -> tuple:
 
 
 def measures_of_shared_blocks() -> tuple:
-    """The same of the kernel in CUDA C++; one program fills the shared memory of a multiprocessor."""
+    """The same of the kernel in CUDA C++, its local memory for spills; one program fills a multiprocessor's memory."""
+    defined = shared_blocks.definitions(HEADS // KV_HEADS)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(shared_blocks.binary(HEADS // KV_HEADS))
+        file.write(compile_source(shared_blocks.SOURCE, defined, shared_blocks.ARCHITECTURE))
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{name}:(\d+)", log)[1]) for name in ("REG", "STACK", "LOCAL"))
     warps = shared_blocks.WARPS + shared_blocks.FETCHING_WARPS
-    sizes = warps, shared_blocks.STAGES, registers, local, stack, shared_blocks.SHARED_BYTES, 1
+    sizes = warps, shared_blocks.STAGES, registers, local, stack, defined["SHARED_BYTES"], 1
     return shared_blocks.NAME, *sizes
 
 

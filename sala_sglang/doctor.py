@@ -17,7 +17,7 @@ from sala_sglang import TESTED_SGLANG_VERSIONS, __version__
 
 PLUGIN_GROUP, PLUGIN_NAME = "sglang.srt.plugins", "sala"
 REQUIRED_PACKAGES = ("sglang", "torch", "triton", "transformers")
-OPTIONAL_PACKAGES = ("flashinfer-python", "flash-linear-attention")
+OPTIONAL_PACKAGES = ("cuda-bindings", "flashinfer-python", "flash-linear-attention")
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")  # not there under WSL
 RELEASED_HEADS = (128, 16)  # their dimension, and query heads per KV head
 MIN_COMPUTE_CAPABILITY = (8, 0)  # the first with bfloat16 arithmetic

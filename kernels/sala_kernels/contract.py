@@ -1,9 +1,13 @@
 """Checks and choice shared by the operators' contracts."""
 
 import importlib
+import logging
+from functools import cache
 from types import ModuleType
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = "reference", "triton", "cuda"  # the last one where CUDA C++ was faster
 
@@ -42,17 +46,36 @@ def check_groups(query_heads: int, kv_heads: int) -> None:
 def implementation_of(operator: str, name: str | None, tensor: torch.Tensor) -> ModuleType:
     """The module that computes ``operator``: ``name`` if given, else Triton on CUDA and the reference elsewhere.
 
-    An explicit name never falls back. Raises ValueError for one that no operator has.
+    An explicit name never falls back. Raises ValueError for one that the operator does not have.
     """
     chosen = name or default_implementation(tensor.device)
     if chosen not in IMPLEMENTATIONS:
         raise ValueError(f"implementation: got {chosen!r}, allowed are {', '.join(map(repr, IMPLEMENTATIONS))}")
-    return importlib.import_module(f"{operator}.{chosen}")
+    module = f"{operator}.{chosen}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"implementation: got {chosen!r}, which {operator} does not have") from None
 
 
 def default_implementation(device: torch.device) -> str:
     """Name of the implementation that serves tensors on ``device``."""
     return "triton" if device.type == "cuda" else "reference"
+
+
+@cache
+def has_cuda_compiler() -> bool:
+    """Whether CUDA C++ can be compiled when it is needed; where it cannot, a warning says so once."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        logger.warning("Triton serves in place of kernels in CUDA C++, because NVRTC cannot be loaded: %s", error)
+        return False
+    return True
 
 
 def working_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -1,15 +1,12 @@
 """Kernels in CUDA C++, compiled by NVRTC at first use: neither nvcc nor CUDA's headers need be there."""
 
 import ctypes
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from cuda.bindings import driver, nvrtc
-
-logger = logging.getLogger(__name__)
 
 TENSOR_MAP_WORDS, TENSOR_MAP_ALIGNMENT = 16, 64  # of eight bytes; bytes
 
@@ -19,7 +16,7 @@ class CudaKernel:
 
     def __init__(self, binary: bytes, name: str, device: torch.device, shared_bytes: int):
         with torch.cuda.device(device):
-            torch.cuda.current_stream()  # the module is loaded into the context that torch makes
+            torch.cuda.synchronize()  # makes the context of torch the one into which the module is loaded
             module = _checked(driver.cuModuleLoadData(binary))
             self._function = _checked(driver.cuModuleGetFunction(module, name.encode()))
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -38,30 +35,22 @@ class CudaKernel:
             )
 
 
-@cache
-def has_compiler() -> bool:
-    """Whether NVRTC is there; where it is not, a warning says so once."""
-    try:
-        _checked(nvrtc.nvrtcVersion())
-    except RuntimeError as error:
-        logger.warning("Kernels in CUDA C++ are left out, because NVRTC cannot be loaded: %s", error)
-        return False
-    return True
-
-
 def compile_source(path: Path, definitions: Mapping[str, int], architecture: str) -> bytes:
     """Machine code of ``path`` for ``architecture``, such as sm_90a. Raises RuntimeError with the compiler's words."""
     program = _checked(nvrtc.nvrtcCreateProgram(path.read_bytes(), path.name.encode(), 0, [], []))
     words = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in definitions.items())]
     options = [word.encode() for word in words]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-        _checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"{path.name} does not compile for {architecture}:\n{log.decode()}")
-    binary = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, binary))
-    return binary
+    try:
+        (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+            _checked(nvrtc.nvrtcGetProgramLog(program, log))
+            raise RuntimeError(f"{path.name} does not compile for {architecture}:\n{log.decode()}")
+        binary = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+        _checked(nvrtc.nvrtcGetCUBIN(program, binary))
+        return binary
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
 
 
 def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array:

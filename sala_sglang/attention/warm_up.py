@@ -12,6 +12,7 @@ from sala_kernels.sparse_attention import serving_implementation, sparse_attenti
 logger = logging.getLogger(__name__)
 
 ROWS = 2  # a single row would be a decode step, as the last layer's is
+LONG_ROWS = 2048  # enough to fill a GPU
 PROJECTIONS = 4  # q, k, v and gate of a lightning layer come out of one product: rows of v lie as far apart
 LONG_TOKENS = 4096  # more than a segment of the lightning kernels, which short prompts do not need all
 
@@ -50,6 +51,12 @@ def compile_sparse(
         sparse_attention(attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5)
     group = attending.shape[1] // keys.shape[1]
     served = serving_implementation(keys.device, keys.dtype, head_dim, group, geometry.block_size)
+    if served == "cuda":  # what it cannot launch it is to refuse now
+        rows = min(LONG_ROWS, context_len)
+        blocks = torch.full((rows, keys.shape[1], geometry.selected_blocks), -1, dtype=torch.int32, device=keys.device)
+        blocks[:, :, 0] = 0
+        queries, batch = keys.new_zeros(rows, *attending.shape[1:]), _end_of_prompt(rows, context_len, token_slots)
+        sparse_attention(queries, keys, values, blocks, batch, geometry, head_dim**-0.5)
     seconds = time.perf_counter() - began
     logger.info("Kernels of sparse prefill are compiled, after %.1f s; %r serves sparse_attention", seconds, served)
 

@@ -1,10 +1,17 @@
 """Calls of sparse_attention, lists of blocks for it, and what its results are compared with."""
 
+import pytest
 import torch
 from paging import relative_error
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
 from sparse_inputs import Inputs
+
+
+@pytest.fixture(autouse=True)
+def every_step_fills_the_gpu(monkeypatch) -> None:
+    """So that steps of a few rows, too, reach the kernel that is meant for long ones."""
+    monkeypatch.setattr("sala_kernels.sparse_attention.cuda.fills_gpu", lambda *arguments: True)
 
 
 def run(inputs: Inputs, block_ids: torch.Tensor, implementation: str, batch=None) -> torch.Tensor:

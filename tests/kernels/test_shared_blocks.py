@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from attention_checks import check, exactly, neighbours_lists, random_ids, row_errors, run, selected_ids
+from attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
 from paging import DENSE
-from sala_kernels import cuda_kernel
+from sala_kernels import contract, cuda_kernel
 from sala_kernels.cuda_kernel import compile_source
 from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, serving_implementation, shared_blocks
-from sala_kernels.sparse_attention.shared_blocks import binary, launches
+from sala_kernels.sparse_attention.shared_blocks import ARCHITECTURE, SOURCE, definitions, fills_gpu, launches
 from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
 from sparse_inputs import poisoned_memory as poisoned_memory
 
@@ -19,11 +20,7 @@ HEADS = [(32, 2), (16, 1), (16, 2), (8, 1), (4, 1)]
 every_group = pytest.mark.parametrize("heads", HEADS, ids=str)
 LENGTHS, NEW_TOKENS = [1, 64, 65, 9 * 64 + 5, 5 * 64 - 1, 900], [1, 0, 3, 9, 4, 300]
 SPARSE_FROM = [0, DENSE, 0, 9 * 64 - 1, DENSE, 630]  # some inside their rows
-
-
-@pytest.fixture(autouse=True)
-def every_step_is_long(monkeypatch) -> None:
-    monkeypatch.setattr(cuda, "LONG_STEP", 1)
+H100 = SimpleNamespace(multi_processor_count=132, L2_cache_size=50 * 2**20)
 
 
 def ragged(device: str, heads: tuple[int, int]) -> Inputs:
@@ -32,7 +29,14 @@ def ragged(device: str, heads: tuple[int, int]) -> Inputs:
 
 @pytest.mark.parametrize("group", CUDA_GROUPS)
 def test_compiles_without_a_gpu(group):
-    assert binary(group).startswith(b"\x7fELF")
+    assert compile_source(SOURCE, definitions(group), ARCHITECTURE).startswith(b"\x7fELF")
+
+
+def test_a_program_has_no_more_registers_than_its_launch():
+    with pytest.raises(RuntimeError, match="registers are given to four warps at a time"):
+        compile_source(SOURCE, definitions(16) | {"WARPS": 7}, ARCHITECTURE)
+    with pytest.raises(RuntimeError, match="a program has the registers of its launch"):
+        compile_source(SOURCE, definitions(16) | {"WARPS": 12}, ARCHITECTURE)
 
 
 def test_errors_of_the_compiler_are_shown(tmp_path):
@@ -42,19 +46,21 @@ def test_errors_of_the_compiler_are_shown(tmp_path):
         compile_source(source, {}, "sm_90a")
 
 
-def test_without_a_compiler_triton_serves(monkeypatch, caplog):
+@pytest.mark.parametrize("error", [RuntimeError("no libnvrtc"), ImportError("no libnvrtc")], ids=type)
+def test_without_a_compiler_triton_serves(monkeypatch, caplog, error):
     def missing():
-        raise RuntimeError("libnvrtc is not there")
+        raise error
 
-    hopper = torch.device("cuda"), torch.bfloat16, 128, 16, 64
+    hopper = torch.device("cuda"), torch.bfloat16, 128
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(cuda_kernel, "has_compiler", cache(cuda_kernel.has_compiler.__wrapped__))
-    assert serving_implementation(*hopper) == "cuda"
-    monkeypatch.setattr(cuda_kernel, "has_compiler", cache(cuda_kernel.has_compiler.__wrapped__))
+    monkeypatch.setattr(contract, "has_cuda_compiler", cache(contract.has_cuda_compiler.__wrapped__))
+    assert serving_implementation(*hopper, 16, 64) == "cuda"
+    assert serving_implementation(*hopper, 8, 64) == "triton" and is_compiled_for(*hopper, 8, 64)
+    monkeypatch.setattr(contract, "has_cuda_compiler", cache(contract.has_cuda_compiler.__wrapped__))
     monkeypatch.setattr(cuda_kernel.nvrtc, "nvrtcVersion", missing)
     for _ in range(2):
-        assert serving_implementation(*hopper) == "triton"
-    assert caplog.text.count("NVRTC cannot be loaded: libnvrtc is not there") == 1
+        assert serving_implementation(*hopper, 16, 64) == "triton"
+    assert caplog.text.count("NVRTC cannot be loaded: no libnvrtc") == 1
 
 
 def test_other_devices_and_sizes_are_refused_by_name():
@@ -72,8 +78,7 @@ def test_other_devices_and_sizes_are_refused_by_name():
 @pytest.mark.parametrize("tiles", [1, 131, 132, 133, 1025])
 @pytest.mark.parametrize("context", [1000, 200_000, 2**20])
 def test_every_tile_is_launched_once(monkeypatch, tiles, context):
-    h100 = SimpleNamespace(multi_processor_count=132, L2_cache_size=50 * 2**20)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100)
     inputs = ragged("cpu", (32, 2))
     grids = list(launches(tiles, inputs.keys, replace(inputs.batch, max_kv_tokens=context)))
     found = [
@@ -87,6 +92,14 @@ def test_every_tile_is_launched_once(monkeypatch, tiles, context):
         assert all(width <= 132 and heads == 1 for (width, heads), _ in grids)
     else:
         assert len(grids) == 1
+
+
+@pytest.mark.parametrize(("heads", "least"), [((32, 2), 520), ((16, 1), 1048), ((8, 1), 2096)])
+def test_steps_that_fill_a_gpu(monkeypatch, heads, least):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100)
+    keys, batch = torch.empty(64, heads[1], 128), Inputs([64], [1], SMALL, heads, 128, torch.bfloat16, "cpu").batch
+    for rows in (least - 1, least):
+        assert fills_gpu(torch.empty(rows, heads[0], 128), keys, batch) == (rows == least)
 
 
 @gpu
@@ -159,7 +172,7 @@ def test_each_request_and_each_chunk_as_if_alone(device, heads):
 def test_short_steps_are_left_to_triton(device, monkeypatch):
     inputs = ragged(device, (32, 2))
     ids = random_ids(inputs)
-    monkeypatch.setattr(cuda, "LONG_STEP", sum(NEW_TOKENS) + 1)
+    monkeypatch.setattr(cuda, "fills_gpu", fills_gpu)
     assert torch.equal(run(inputs, ids, "cuda"), run(inputs, ids, "triton"))
 
 

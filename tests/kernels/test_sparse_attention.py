@@ -6,6 +6,7 @@ import brute_force
 import pytest
 import torch
 from attention_checks import check, random_ids, run, selected_ids
+from attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
 from paging import DENSE
 from sala_kernels import row_tiles
 from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps

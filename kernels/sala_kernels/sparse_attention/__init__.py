@@ -6,9 +6,11 @@ from sala_kernels import contract
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
-# What there is CUDA C++ for.
+# What there is CUDA C++ for. It serves the released groups of 16 heads; smaller ones, of tensor-parallel ranks that
+# share a KV head, have not been measured.
 CUDA_CAPABILITY, CUDA_DEVICE = (9, 0), "a Hopper GPU"
 CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK = torch.bfloat16, 128, (4, 8, 16), 64
+CUDA_SERVES = 16
 
 
 def sparse_attention(
@@ -52,7 +54,7 @@ def sparse_attention(
 
 def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:
     """Name of the implementation that serves calls with ``group`` query heads per KV head, unless one is asked for."""
-    if is_compiled_for(device, dtype, head_dim, group, block_size):
+    if group == CUDA_SERVES and is_compiled_for(device, dtype, head_dim, group, block_size):
         return "cuda"
     return contract.default_implementation(device)
 
@@ -63,8 +65,4 @@ def is_compiled_for(device: torch.device, dtype: torch.dtype, head_dim: int, gro
         return False
     if (dtype, head_dim, block_size) != (CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_BLOCK):
         return False
-    if torch.cuda.get_device_capability(device) != CUDA_CAPABILITY:
-        return False
-    from sala_kernels.cuda_kernel import has_compiler
-
-    return has_compiler()
+    return torch.cuda.get_device_capability(device) == CUDA_CAPABILITY and contract.has_cuda_compiler()

@@ -1,6 +1,6 @@
-"""sparse_attention on Hopper: as in Triton, but for rows of long steps that choose blocks (shared_blocks.cu).
+"""sparse_attention on Hopper: as in Triton, but for rows that choose blocks, in steps that fill the GPU.
 
-Only for the sizes that ``is_compiled_for`` names; then it serves.
+Only for what ``is_compiled_for`` names.
 """
 
 import torch
@@ -8,10 +8,8 @@ import torch
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.sparse_attention.listed_rows import attend_listed_rows
 from sala_kernels.sparse_attention.rows import attend_decode
-from sala_kernels.sparse_attention.shared_blocks import attend_shared_blocks, compile_shared_blocks
+from sala_kernels.sparse_attention.shared_blocks import attend_shared_blocks, compile_shared_blocks, fills_gpu
 from sala_kernels.sparse_attention.tiles import attend_tiles
-
-LONG_STEP = 512  # rows; with fewer, programs that take in the blocks of eight rows one after the other leave a GPU idle
 
 
 def sparse_attention(
@@ -29,6 +27,6 @@ def sparse_attention(
     compile_shared_blocks(queries.shape[1] // keys.shape[1], queries.device)  # so that no long step waits for it later
     output = queries.new_empty(queries.shape)
     attend_tiles(*inputs, output, *common)
-    attend_rows = attend_listed_rows if len(queries) < LONG_STEP else attend_shared_blocks
+    attend_rows = attend_shared_blocks if fills_gpu(queries, keys, batch) else attend_listed_rows
     attend_rows(*inputs, output, *common)
     return output

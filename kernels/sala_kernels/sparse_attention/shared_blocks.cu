@@ -1,10 +1,10 @@
 // Attention of neighbouring rows that list blocks of their own, with every block fetched once for all of them.
-// shared_blocks.py compiles it, with GROUP defined as the query heads per KV head, and launches it.
+// shared_blocks.py compiles it with what it defines, GROUP as the query heads per KV head, and launches it.
 //
 // A program has TILE consecutive rows of one request and the query heads of one KV head. One warp merges the lists of the
 // rows in ascending order and fetches each block that one of them names into a ring in shared memory. Each of the other
 // warps has 16 query vectors, 16 / GROUP rows times their heads, and takes in the blocks that one of its rows names.
-// Programs that run at the same time thus go through the context together, and find most of it in the L2 cache.
+// Programs that begin together thus go through the context together, and find most of it in the L2 cache.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -17,13 +17,11 @@ struct alignas(64) TensorMap {
   u64 words[16];
 };
 
-constexpr int D = 128;                   // elements of a head
-constexpr int BLOCK = 64;                // tokens of a block
+constexpr int D = HEAD_DIM;
 constexpr int ROW_BYTES = 128;           // of half a head: what a swizzled row in shared memory holds
 constexpr int HALF_BYTES = BLOCK * ROW_BYTES;
 constexpr int TENSOR_BYTES = 2 * HALF_BYTES;
 constexpr int STAGE_BYTES = 2 * TENSOR_BYTES;  // keys, then values
-constexpr int VECTORS = 16;              // query vectors of a warp
 constexpr int TILE = WARPS * VECTORS / GROUP;
 constexpr int THREADS = 32 * (WARPS + FETCHING_WARPS);
 constexpr int ATTEND_REGISTERS = 232, FETCH_REGISTERS = 40;  // per thread; of 65,536 for all
@@ -31,7 +29,11 @@ constexpr int AHEAD = 8;                 // entries whose slots are looked up be
 constexpr int QUEUE = 16;                // room for them
 constexpr int NO_BLOCK = 0x7fffffff;
 constexpr u32 WHOLE_WARP = 0xffffffffu;
+static_assert(D == 128 && BLOCK == 64 && VECTORS == 16, "the products are written for these");
 static_assert(TILE <= 32, "a lane of the fetching warp follows each row");
+static_assert(WARPS % 4 == 0 && FETCHING_WARPS == 4, "registers are given to four warps at a time");
+static_assert(32 * (WARPS * ATTEND_REGISTERS + FETCHING_WARPS * FETCH_REGISTERS) <= 65536 / THREADS / 8 * 8 * THREADS,
+              "a program has the registers of its launch");
 
 struct Shared {
   unsigned char stages[STAGES][STAGE_BYTES];

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sala_kernels.contract import check_dtypes
 from sala_kernels.cuda_kernel import CudaKernel, compile_source, tensor_map
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import LOG2_E, tile_count
@@ -20,7 +21,6 @@ STAGES = 6  # blocks in shared memory
 HALF_DIM = CUDA_HEAD_DIM // 2  # elements that a swizzled row of shared memory holds
 STAGE_BYTES = 2 * CUDA_BLOCK * CUDA_HEAD_DIM * 2  # keys and values in bfloat16
 ROOM_BYTES = 2048  # to begin at a multiple of 1024, and for barriers and queue
-SHARED_BYTES = STAGES * STAGE_BYTES + ROOM_BYTES
 CACHES = 2  # programs keep in step if the context of a head is larger than so many L2 caches
 
 
@@ -35,10 +35,13 @@ def attend_shared_blocks(
     scale: float,
 ) -> None:
     """Fill ``output`` [T, Hq, D] of the rows that do not attend to every block up to their own; arguments as those of
-    sparse_attention. Raises ValueError unless heads lie contiguous."""
+    sparse_attention. Raises ValueError unless heads lie contiguous, and TypeError on integers of another size."""
     for name, tensor in dict(queries=queries, keys=keys, values=values, block_ids=block_ids, output=output).items():
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tensor.stride()}")
+    integers = dict(query_start=batch.query_start, kv_lens=batch.kv_lens, sparse_from=batch.sparse_from)
+    check_dtypes(torch.int32, **integers, token_slots=batch.token_slots)
+    check_dtypes(torch.int64, request_rows=batch.request_rows)
     group = queries.shape[1] // keys.shape[1]
     box = geometry.block_size, 1, HALF_DIM
     tensors = queries, block_ids, output, batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows
@@ -52,16 +55,27 @@ def attend_shared_blocks(
         ctypes.c_float(scale * LOG2_E),
     ]
     kernel = compile_shared_blocks(group, queries.device)
-    for grid, first in launches(tile_count(len(queries), batch.size, WARPS * VECTORS // group), keys, batch):
+    for grid, first in launches(count_tiles(queries, keys, batch), keys, batch):
         kernel.launch(grid, 32 * (WARPS + FETCHING_WARPS), [*arguments, *map(ctypes.c_int32, first)])
+
+
+def fills_gpu(queries: torch.Tensor, keys: torch.Tensor, batch: PagedBatch) -> bool:
+    """Whether a step has a program for every multiprocessor; one takes in the blocks of its rows one by one."""
+    programs = count_tiles(queries, keys, batch) * keys.shape[1]
+    return programs >= torch.cuda.get_device_properties(keys.device).multi_processor_count
+
+
+def count_tiles(queries: torch.Tensor, keys: torch.Tensor, batch: PagedBatch) -> int:
+    """Tiles of rows for each KV head."""
+    return tile_count(len(queries), batch.size, WARPS * VECTORS * keys.shape[1] // queries.shape[1])
 
 
 def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Grids over tiles and KV heads, and the first tile and KV head of each.
 
-    All at once while a head's keys and values are about as large as the L2 cache. Beyond, as many programs of one head
-    as run at the same time: those that begin together go through the context together, since the ones in front wait for
-    memory and the others find in the cache what these have read.
+    All at once while a head's keys and values are not larger than CACHES times the L2 cache. Beyond, as many programs
+    of one head as run at the same time: those that begin together go through the context together, since the ones in
+    front wait for memory and the others find in the cache what these have read.
     """
     gpu, kv_heads = torch.cuda.get_device_properties(keys.device), keys.shape[1]
     if batch.max_kv_tokens * STAGE_BYTES // CUDA_BLOCK <= CACHES * gpu.L2_cache_size:
@@ -74,13 +88,25 @@ def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tupl
             yield (min(width, tiles - first), 1), (first, kv_head)
 
 
-@cache
 def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
     """The kernel for ``group`` query heads per KV head, loaded for ``device``; half a second at the first call."""
-    return CudaKernel(binary(group), NAME, device, SHARED_BYTES)
+    return _loaded(tuple(definitions(group).items()), device)
 
 
-def binary(group: int) -> bytes:
-    """Its machine code."""
-    definitions = {"GROUP": group, "WARPS": WARPS, "FETCHING_WARPS": FETCHING_WARPS, "STAGES": STAGES}
-    return compile_source(SOURCE, definitions | {"SHARED_BYTES": SHARED_BYTES}, ARCHITECTURE)
+@cache
+def _loaded(defined: tuple[tuple[str, int], ...], device: torch.device) -> CudaKernel:
+    return CudaKernel(compile_source(SOURCE, dict(defined), ARCHITECTURE), NAME, device, dict(defined)["SHARED_BYTES"])
+
+
+def definitions(group: int) -> dict[str, int]:
+    """What the source takes as given."""
+    return {
+        "GROUP": group,
+        "HEAD_DIM": CUDA_HEAD_DIM,
+        "BLOCK": CUDA_BLOCK,
+        "VECTORS": VECTORS,
+        "WARPS": WARPS,
+        "FETCHING_WARPS": FETCHING_WARPS,
+        "STAGES": STAGES,
+        "SHARED_BYTES": STAGES * STAGE_BYTES + ROOM_BYTES,
+    }
