@@ -37,7 +37,9 @@ def compile_sparse(
     heads: tuple[int, int],
     context_len: int,
 ) -> None:
-    """Select and attend once per prompt length, and once for a last row; of zeros, and the pools are only read.
+    """Select and attend once per prompt length and once for a last row, of zeros; the pools are only read.
+
+    Where CUDA C++ serves, attend also in a step that fills the GPU, as only such ones launch it.
 
     keys, values [slots, Hkv, D], compressed [pages, Hkv, page_rows, D] and token_slots [R, max_tokens] as in the
     steps that will follow, because Triton compiles by their strides. heads: query heads that select and that attend.
@@ -51,7 +53,7 @@ def compile_sparse(
         sparse_attention(attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5)
     group = attending.shape[1] // keys.shape[1]
     served = serving_implementation(keys.device, keys.dtype, head_dim, group, geometry.block_size)
-    if served == "cuda":  # what it cannot launch it is to refuse now
+    if served == "cuda":
         rows = min(LONG_ROWS, context_len)
         blocks = torch.full((rows, keys.shape[1], geometry.selected_blocks), -1, dtype=torch.int32, device=keys.device)
         blocks[:, :, 0] = 0

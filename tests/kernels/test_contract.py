@@ -132,6 +132,11 @@ def test_choice_of_implementation(operator):
         assert implementation_of(package, name, tensor).__name__ == f"{package}.{name}"
 
 
+def test_an_implementation_that_the_operator_lacks_is_refused():
+    with pytest.raises(ValueError, match=r"implementation: got 'cuda', which sala_kernels\.sigmoid_gate does not have"):
+        implementation_of("sala_kernels.sigmoid_gate", "cuda", torch.zeros(1))
+
+
 def test_shapes_share_symbols():
     a, b = torch.zeros(2, 3), torch.zeros(3, 7)
     assert check_shapes({"X": 7}, a=(a, "T D"), b=(b, "D X")) == {"X": 7, "T": 2, "D": 3}

@@ -12,7 +12,14 @@ from paging import DENSE
 from sala_kernels import contract, cuda_kernel
 from sala_kernels.cuda_kernel import compile_source
 from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, serving_implementation, shared_blocks
-from sala_kernels.sparse_attention.shared_blocks import ARCHITECTURE, SOURCE, definitions, fills_gpu, launches
+from sala_kernels.sparse_attention.shared_blocks import (
+    ARCHITECTURE,
+    SOURCE,
+    attend_shared_blocks,
+    definitions,
+    fills_gpu,
+    launches,
+)
 from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
 from sparse_inputs import poisoned_memory as poisoned_memory
 
@@ -73,6 +80,24 @@ def test_other_devices_and_sizes_are_refused_by_name():
     assert not is_compiled_for(gpu, torch.bfloat16, 64, 16, 64)
     assert not is_compiled_for(gpu, torch.bfloat16, 128, 3, 64)
     assert not is_compiled_for(gpu, torch.bfloat16, 128, 16, 32)
+
+
+def test_tensors_that_the_source_would_misread_are_refused():
+    inputs = ragged("cpu", (16, 1))
+    ids, batch = random_ids(inputs), inputs.batch
+
+    def attend(queries, batch):
+        output = torch.empty(inputs.queries.shape, dtype=torch.bfloat16)
+        tensors = queries, inputs.keys, inputs.values, ids, output
+        attend_shared_blocks(*tensors, batch, inputs.geometry, inputs.scale)
+
+    strided = torch.zeros(*inputs.queries.shape, 2, dtype=torch.bfloat16)[..., 0]
+    with pytest.raises(ValueError, match="queries: expected a contiguous last dimension, got strides"):
+        attend(strided, batch)
+    with pytest.raises(TypeError, match=r"request_rows: expected dtype torch\.int64, got torch\.int32"):
+        attend(inputs.queries, replace(batch, request_rows=batch.request_rows.int()))
+    with pytest.raises(TypeError, match=r"kv_lens: expected dtype torch\.int32, got torch\.int64"):
+        attend(inputs.queries, replace(batch, kv_lens=batch.kv_lens.long()))
 
 
 @pytest.mark.parametrize("tiles", [1, 131, 132, 133, 1025])

@@ -1,6 +1,6 @@
-"""sparse_attention on Hopper: as in Triton, but for rows that choose blocks, in steps that fill the GPU.
+"""sparse_attention on Hopper, for what ``is_compiled_for`` names.
 
-Only for what ``is_compiled_for`` names.
+As in Triton, except that in prefill steps that fill the GPU the rows that choose blocks attend with shared_blocks.cu.
 """
 
 import torch
