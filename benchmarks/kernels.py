@@ -9,6 +9,7 @@ A peer that is not installed is left out.
 
     --only decode,lightning_chunk      rows that contain one of these words
     --implementations triton,cuda      side by side, where an operator has them
+    --tensor-parallel 4                the sparse layers as one of four GPUs runs them
     --dry-run                          tiny sizes on the CPU
 """
 

@@ -15,7 +15,7 @@ from sala_kernels.select_blocks import select_blocks
 from benchmarks.compiled import COLUMNS as COMPILED_COLUMNS
 from benchmarks.compiled import measures_of_shared_blocks
 from benchmarks.memory import memory_bytes
-from benchmarks.operators import floors, row_wise
+from benchmarks.operators import floors, row_wise, sparse
 from benchmarks.operators.cases import Case, Target, Work
 from benchmarks.operators.checks import check_rows, check_selection, sampled_rows
 from benchmarks.operators.floors import Floor
@@ -274,6 +274,22 @@ def test_dry_run(tmp_path):
     assert all(row["method"] == "wall" and row["gpu"] == "none" and int(row["read_bytes"]) > 0 for row in rows)
     table = done.stdout.split("\n\n")[-1].splitlines()
     assert len(table) == 1 + sum(len(case.targets) for case in cases)
+
+
+def test_a_tensor_parallel_rank(tmp_path):
+    """A rank of four has a quarter of the query heads and one of the two KV heads."""
+    rank = RELEASED.of_rank(4)
+    assert (rank.query_heads, rank.kv_heads) == (8, 1) and RELEASED.of_rank(1) == RELEASED
+    output = tmp_path / "kernels.csv"
+    command = [sys.executable, "benchmarks/kernels.py", "--dry-run", "--output", str(output), "--tensor-parallel"]
+    done = subprocess.run([*command, "4"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows[2:]] == [case.name for case in sparse.cases(TINY)]
+    assert {row["tensor_parallel"] for row in rows} == {"4"}
+    done = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "3 ranks; allowed: divisors of 4 query heads and 2 KV heads, or multiples" in done.stderr
 
 
 @pytest.mark.gpu

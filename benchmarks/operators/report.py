@@ -15,8 +15,9 @@ from .timing import Timing
 
 # fmt: off
 COLUMNS = (
-    "operator", "case", "implementation", "method", "median_us", "iqr_us", "read_bytes", "written_bytes",
-    "operations", "gb_per_s", "copy_share", "tflop_per_s", "date", "gpu", "driver", "torch", "triton", "python",
+    "operator", "case", "implementation", "tensor_parallel", "method", "median_us", "iqr_us", "read_bytes",
+    "written_bytes", "operations", "gb_per_s", "copy_share", "tflop_per_s", "date", "gpu", "driver", "torch", "triton",
+    "python",
 )
 # fmt: on
 
@@ -78,8 +79,8 @@ def gb_per_s(floor: Floor, timing: Timing) -> float:
 class Results:
     """A CSV file to which rows are appended; ValueError where it has other columns."""
 
-    def __init__(self, path: Path, device: torch.device):
-        self.path, self.about = path, surroundings(device)
+    def __init__(self, path: Path, device: torch.device, tensor_parallel: int = 1):
+        self.path, self.about = path, {"tensor_parallel": tensor_parallel} | surroundings(device)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             with path.open("w", newline="") as file:

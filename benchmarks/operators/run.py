@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,21 +24,30 @@ def all_cases(sizes: Sizes) -> list[Case]:
     return [*sparse.cases(sizes), *lightning.cases(sizes), *row_wise.cases(sizes)]
 
 
+def rank_cases(sizes: Sizes) -> list[Case]:
+    """Cases for the sizes of a tensor-parallel rank, without targets, which are set for one GPU: those of the sparse
+    layers. The others' sizes do not follow from the heads alone."""
+    return [replace(case, targets=()) for case in sparse.cases(sizes)]
+
+
 def main(description: str) -> int:
     """Command line; returns 1 if a case failed."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
     parser.add_argument("--only", type=words, default=[], help="rows whose line contains one of these words")
     parser.add_argument("--implementations", type=words, default=[], help="default: the ones that serve")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs; the sparse layers of one of them")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: shapes and formulas, no speed")
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("no GPU found; --dry-run needs none")
     sizes, device = (TINY, torch.device("cpu")) if options.dry_run else (RELEASED, torch.device("cuda"))
     try:
-        setting = Setting(sizes, device, cache_bytes(device))
-        chosen = choose(all_cases(sizes), options.only, options.implementations, setting)
-        results = Results(options.output, device)
+        rank = sizes.of_rank(options.tensor_parallel)
+        setting = Setting(rank, device, cache_bytes(device))
+        cases = all_cases(sizes) if rank == sizes else rank_cases(rank)
+        chosen = choose(cases, options.only, options.implementations, setting)
+        results = Results(options.output, device, options.tensor_parallel)
     except ValueError as error:
         parser.error(str(error))
     run = Run(setting, results)

@@ -1,6 +1,6 @@
 """The sizes that are measured: those of the released model, and tiny ones for a run without a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from sala_kernels.layout import SparseGeometry
@@ -10,9 +10,10 @@ from sala_kernels.layout import SparseGeometry
 class Sizes:
     """Heads and dimensions of the model, and the lengths of the cases in tokens.
 
-    query_heads is also the number of heads of the lightning layers. chunk_tokens: rows of a prefill step.
-    contexts: a long and the longest prompt. mixed_lengths: requests of a decode step. prompts: number and length of
-    short prompts in one step. state_batches: requests of a decode step of the lightning layers.
+    query_heads is also the number of heads of the lightning layers. chunk_tokens: rows of a prefill step; tail_tokens:
+    of a short one, with the last of a prompt. contexts: a long and the longest prompt. mixed_lengths: requests of a
+    decode step. prompts: number and length of short prompts in one step. state_batches: requests of a decode step of
+    the lightning layers.
     """
 
     geometry: SparseGeometry
@@ -20,6 +21,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     chunk_tokens: int
+    tail_tokens: int
     contexts: tuple[int, int]
     mixed_lengths: tuple[int, ...]
     prompts: tuple[int, int]
@@ -36,6 +38,16 @@ class Sizes:
     def scale(self) -> float:
         return self.head_dim**-0.5
 
+    def of_rank(self, ranks: int) -> "Sizes":
+        """Heads of each of ``ranks`` GPUs, of which several share a KV head where there are more than KV heads.
+
+        ValueError unless they divide the query heads, and divide the KV heads or are divided by them.
+        """
+        if ranks < 1 or self.query_heads % ranks or (ranks % self.kv_heads and self.kv_heads % ranks):
+            heads = f"{self.query_heads} query heads and {self.kv_heads} KV heads"
+            raise ValueError(f"{ranks} ranks; allowed: divisors of {heads}, or multiples of the KV heads")
+        return replace(self, query_heads=self.query_heads // ranks, kv_heads=max(1, self.kv_heads // ranks))
+
 
 def evenly_mixed(shortest: int, longest: int, requests: int) -> tuple[int, ...]:
     """Lengths in equal steps from ``shortest`` to ``longest`` tokens, in a fixed random order."""
@@ -50,6 +62,7 @@ RELEASED = Sizes(
     kv_heads=2,
     head_dim=128,
     chunk_tokens=8192,
+    tail_tokens=544,
     contexts=(131_072, 1_048_576),
     mixed_lengths=evenly_mixed(4096, 524_288, 32),
     prompts=(16, 512),
@@ -63,6 +76,7 @@ TINY = Sizes(
     kv_heads=2,
     head_dim=16,
     chunk_tokens=64,
+    tail_tokens=8,
     contexts=(320, 640),
     mixed_lengths=evenly_mixed(32, 512, 4),
     prompts=(2, 32),

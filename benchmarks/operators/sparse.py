@@ -22,7 +22,7 @@ SHARED_PICKS = 0.8  # of a row's free picks are those of the row before
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    chunk, (context, longest), mixed = sizes.chunk_tokens, sizes.contexts, sizes.mixed_lengths
+    chunk, tail, (context, longest), mixed = sizes.chunk_tokens, sizes.tail_tokens, sizes.contexts, sizes.mixed_lengths
     step, many = f"{len(mixed)} of {min(mixed)} to {max(mixed)}", [chunk] * len(mixed)
     select = partial(Case, "select_blocks", operators=("select_blocks",), captured=False)
     attend = partial(Case, "sparse_attention", operators=("sparse_attention",), captured=False)
@@ -37,16 +37,21 @@ def cases(sizes: Sizes) -> list[Case]:
         select(f"{prefill} {longest}", build=partial(select_prefill, longest), targets=(rate(300),)),
         attend(
             f"{prefill} {context}, 80 % shared picks",
-            build=partial(attend_prefill, context, SHARED_PICKS),
+            build=partial(attend_prefill, context, chunk, SHARED_PICKS),
             targets=(rate(300),),
         ),
         attend(
             f"{prefill} {context}, independent picks",
-            build=partial(attend_prefill, context, None),
+            build=partial(attend_prefill, context, chunk, None),
             targets=(rate(150),),
         ),
-        attend(f"{prefill} {longest}, 80 % shared picks", build=partial(attend_prefill, longest, SHARED_PICKS)),
-        attend(f"{prefill} {longest}, independent picks", build=partial(attend_prefill, longest, None)),
+        attend(f"{prefill} {longest}, 80 % shared picks", build=partial(attend_prefill, longest, chunk, SHARED_PICKS)),
+        attend(f"{prefill} {longest}, independent picks", build=partial(attend_prefill, longest, chunk, None)),
+        attend(
+            f"prefill {tail} of {context}, 80 % shared picks",
+            build=partial(attend_prefill, context, tail, SHARED_PICKS),
+        ),
+        attend(f"prefill {tail} of {context}, independent picks", build=partial(attend_prefill, context, tail, None)),
         attend(f"{prefill} {chunk}, dense", build=attend_dense, peers=("flashinfer",)),
         both(f"decode 1 of {longest}", build=partial(decode, [longest]), targets=(Target(45, "us"),)),
         both(f"decode 1 of {chunk}", build=partial(decode, [chunk])),
@@ -77,12 +82,12 @@ def select_prefill(context: int, setting: Setting) -> Work:
     return Work(floor, calls, check)
 
 
-def attend_prefill(context: int, share: float | None, setting: Setting) -> Work:
-    """A chunk at the end of a prompt of ``context`` tokens; ``share`` as in block_lists."""
-    sizes, rows = setting.sizes, setting.sizes.chunk_tokens
+def attend_prefill(context: int, rows: int, share: float | None, setting: Setting) -> Work:
+    """``rows`` at the end of a prompt of ``context`` tokens; ``share`` as in block_lists."""
+    sizes = setting.sizes
     batch, pages = setting.paged([context], [rows])
     positions = torch.arange(context - rows, context, device=setting.device)
-    queries = _queries(setting)
+    queries = _queries(setting, rows)
     lists = [block_lists(positions, sizes.kv_heads, sizes.geometry, share) for _ in queries]
     distinct = sum(len(lists[0][:, kv_head].unique()) for kv_head in range(sizes.kv_heads))
     floor = floors.sparse_attention(positions.tolist(), distinct * sizes.geometry.block_size, sizes)
@@ -93,7 +98,7 @@ def attend_dense(setting: Setting) -> Work:
     """A whole prompt as long as a chunk, whose rows attend to everything."""
     sizes, rows = setting.sizes, setting.sizes.chunk_tokens
     batch, pages = setting.paged([rows], [rows], sparse=False)
-    queries, pools = _queries(setting), (setting.kv_pool(pages), setting.kv_pool(pages))
+    queries, pools = _queries(setting, rows), (setting.kv_pool(pages), setting.kv_pool(pages))
     shape = rows, sizes.kv_heads, sizes.geometry.selected_blocks
     lists = [torch.full(shape, -1, dtype=torch.int32, device=setting.device)] * len(queries)
     work = _attend(sizes, batch, queries, pools, lists, floors.dense_attention(rows, sizes))
@@ -106,11 +111,10 @@ def attend_dense(setting: Setting) -> Work:
     return replace(work, peers={"flashinfer": peer})
 
 
-def _queries(setting: Setting) -> list[torch.Tensor]:
-    """Queries of a chunk, as many sets of them as the cache needs."""
-    sizes = setting.sizes
-    sets = setting.sets(floors.row_wise(sizes.chunk_tokens, sizes.width, read=1, written=0).read_bytes)
-    return [setting.queries(sizes.chunk_tokens) for _ in range(sets)]
+def _queries(setting: Setting, rows: int) -> list[torch.Tensor]:
+    """Queries of a step, as many sets of them as the cache needs."""
+    sets = setting.sets(floors.row_wise(rows, setting.sizes.width, read=1, written=0).read_bytes)
+    return [setting.queries(rows) for _ in range(sets)]
 
 
 def _attend(
