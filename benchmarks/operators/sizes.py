@@ -10,8 +10,8 @@ from sala_kernels.layout import SparseGeometry
 class Sizes:
     """Heads and dimensions of the model, and the lengths of the cases in tokens.
 
-    query_heads is also the number of heads of the lightning layers. chunk_tokens: rows of a prefill step; tail_tokens:
-    of a short one, with the last of a prompt. contexts: a long and the longest prompt. mixed_lengths: requests of a
+    query_heads is also the number of heads of the lightning layers. chunk_tokens: rows of a prefill step; tails: of
+    shorter ones, with the last of a prompt. contexts: a long and the longest prompt. mixed_lengths: requests of a
     decode step. prompts: number and length of short prompts in one step. state_batches: requests of a decode step of
     the lightning layers.
     """
@@ -21,7 +21,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     chunk_tokens: int
-    tail_tokens: int
+    tails: tuple[int, ...]
     contexts: tuple[int, int]
     mixed_lengths: tuple[int, ...]
     prompts: tuple[int, int]
@@ -62,7 +62,7 @@ RELEASED = Sizes(
     kv_heads=2,
     head_dim=128,
     chunk_tokens=8192,
-    tail_tokens=544,
+    tails=(544, 1056, 1200, 2112, 2256, 4224),
     contexts=(131_072, 1_048_576),
     mixed_lengths=evenly_mixed(4096, 524_288, 32),
     prompts=(16, 512),
@@ -76,7 +76,7 @@ TINY = Sizes(
     kv_heads=2,
     head_dim=16,
     chunk_tokens=64,
-    tail_tokens=8,
+    tails=(8,),
     contexts=(320, 640),
     mixed_lengths=evenly_mixed(32, 512, 4),
     prompts=(2, 32),

@@ -22,7 +22,7 @@ SHARED_PICKS = 0.8  # of a row's free picks are those of the row before
 
 
 def cases(sizes: Sizes) -> list[Case]:
-    chunk, tail, (context, longest), mixed = sizes.chunk_tokens, sizes.tail_tokens, sizes.contexts, sizes.mixed_lengths
+    chunk, (context, longest), mixed = sizes.chunk_tokens, sizes.contexts, sizes.mixed_lengths
     step, many = f"{len(mixed)} of {min(mixed)} to {max(mixed)}", [chunk] * len(mixed)
     select = partial(Case, "select_blocks", operators=("select_blocks",), captured=False)
     attend = partial(Case, "sparse_attention", operators=("sparse_attention",), captured=False)
@@ -32,6 +32,12 @@ def cases(sizes: Sizes) -> list[Case]:
     compress = partial(Case, "compress_keys", operators=("compress_keys",))
     prefill = f"prefill {chunk} of"
     rate = partial(Target, unit="TFLOP/s")
+    shares = {"80 % shared picks": SHARED_PICKS, "independent picks": None}
+    tails = [
+        attend(f"prefill {tail} of {context}, {picks}", build=partial(attend_prefill, context, tail, share))
+        for tail in sizes.tails
+        for picks, share in shares.items()
+    ]
     return [
         select(f"{prefill} {context}", build=partial(select_prefill, context), targets=(rate(300),)),
         select(f"{prefill} {longest}", build=partial(select_prefill, longest), targets=(rate(300),)),
@@ -47,11 +53,7 @@ def cases(sizes: Sizes) -> list[Case]:
         ),
         attend(f"{prefill} {longest}, 80 % shared picks", build=partial(attend_prefill, longest, chunk, SHARED_PICKS)),
         attend(f"{prefill} {longest}, independent picks", build=partial(attend_prefill, longest, chunk, None)),
-        attend(
-            f"prefill {tail} of {context}, 80 % shared picks",
-            build=partial(attend_prefill, context, tail, SHARED_PICKS),
-        ),
-        attend(f"prefill {tail} of {context}, independent picks", build=partial(attend_prefill, context, tail, None)),
+        *tails,
         attend(f"{prefill} {chunk}, dense", build=attend_dense, peers=("flashinfer",)),
         both(f"decode 1 of {longest}", build=partial(decode, [longest]), targets=(Target(45, "us"),)),
         both(f"decode 1 of {chunk}", build=partial(decode, [chunk])),

@@ -6,11 +6,9 @@ from sala_kernels import contract
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
-# What there is CUDA C++ for. It serves the released groups of 16 heads; smaller ones, of tensor-parallel ranks that
-# share a KV head, have not been measured.
+# What there is CUDA C++ for: groups of 16 heads as released, and those of tensor-parallel ranks that share a KV head.
 CUDA_CAPABILITY, CUDA_DEVICE = (9, 0), "a Hopper GPU"
 CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK = torch.bfloat16, 128, (4, 8, 16), 64
-CUDA_SERVES = 16
 
 
 def sparse_attention(
@@ -54,7 +52,7 @@ def sparse_attention(
 
 def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:
     """Name of the implementation that serves calls with ``group`` query heads per KV head, unless one is asked for."""
-    if group == CUDA_SERVES and is_compiled_for(device, dtype, head_dim, group, block_size):
+    if is_compiled_for(device, dtype, head_dim, group, block_size):
         return "cuda"
     return contract.default_implementation(device)
 
