@@ -12,7 +12,7 @@ from sala_kernels.sparse_attention import serving_implementation, sparse_attenti
 logger = logging.getLogger(__name__)
 
 ROWS = 2  # a single row would be a decode step, as the last layer's is
-LONG_ROWS = 2048  # enough to fill a GPU
+LONG_ROWS = 4224  # enough to fill a GPU, however few heads a tensor-parallel rank has
 PROJECTIONS = 4  # q, k, v and gate of a lightning layer come out of one product: rows of v lie as far apart
 LONG_TOKENS = 4096  # more than a segment of the lightning kernels, which short prompts do not need all
 

@@ -23,6 +23,8 @@ from sala_kernels.sparse_attention.shared_blocks import (
 from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
 from sparse_inputs import poisoned_memory as poisoned_memory
 
+from sala_sglang.attention.warm_up import LONG_ROWS
+
 HEADS = [(32, 2), (16, 1), (16, 2), (8, 1), (4, 1)]
 every_group = pytest.mark.parametrize("heads", HEADS, ids=str)
 LENGTHS, NEW_TOKENS = [1, 64, 65, 9 * 64 + 5, 5 * 64 - 1, 900], [1, 0, 3, 9, 4, 300]
@@ -119,12 +121,13 @@ def test_every_tile_is_launched_once(monkeypatch, tiles, context):
         assert len(grids) == 1
 
 
-@pytest.mark.parametrize(("heads", "least"), [((32, 2), 520), ((16, 1), 1048), ((8, 1), 2096)])
+@pytest.mark.parametrize(("heads", "least"), [((32, 2), 1048), ((16, 1), 2104), ((8, 1), 2096), ((4, 1), 4192)])
 def test_steps_that_fill_a_gpu(monkeypatch, heads, least):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100)
     keys, batch = torch.empty(64, heads[1], 128), Inputs([64], [1], SMALL, heads, 128, torch.bfloat16, "cpu").batch
     for rows in (least - 1, least):
         assert fills_gpu(torch.empty(rows, heads[0], 128), keys, batch) == (rows == least)
+    assert least <= LONG_ROWS, "a server that starts launches the kernel once"
 
 
 @gpu
