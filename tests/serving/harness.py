@@ -64,6 +64,7 @@ class Server:
 
     model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
     environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
+    From the first server on SIGTERM interrupts this process as Ctrl-C does, so that no server outlives it.
     Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
     """
 
@@ -82,6 +83,7 @@ class Server:
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Server":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
         self.process = subprocess.Popen(
             self.command,

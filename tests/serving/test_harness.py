@@ -1,0 +1,30 @@
+"""The harness itself: it leaves no server behind."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+TESTS = Path(__file__).parents[1]
+# A server that never gets ready: what is told to end waits for it.
+WAITS = """
+from pathlib import Path
+from serving.harness import Server
+
+with Server(Path("nowhere"), "x", program=("-c", "import time; time.sleep(600)")):
+    pass
+"""
+
+
+def test_a_server_ends_with_the_process_that_is_told_to_end():
+    process = psutil.Popen([sys.executable, "-c", WAITS], cwd=TESTS, stderr=subprocess.DEVNULL)
+    while not (servers := process.children()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, alive = psutil.wait_procs([process, *servers], timeout=60)
+    for survivor in alive:
+        survivor.kill()
+    assert len(servers) == 1 and not alive
