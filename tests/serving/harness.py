@@ -26,6 +26,9 @@ PORTS = 20_000, 32_768
 GAUGE_SECONDS = 40
 SERVER_ARGUMENTS = ("--enable-metrics", "--decode-log-interval", "1", "--log-level-http", "warning", "--sleep-on-idle")
 
+# What ends this process, `timeout` for example, interrupts it as Ctrl-C does, so that its servers end with it.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+
 
 def server_environment(extra: dict[str, str]) -> dict[str, str]:
     """This process's environment for a server: compiled kernels whatever the tests use, and one thread.
@@ -64,7 +67,6 @@ class Server:
 
     model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
     environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
-    From the first server on SIGTERM interrupts this process as Ctrl-C does, so that no server outlives it.
     Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
     """
 
@@ -83,7 +85,6 @@ class Server:
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Server":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
         self.process = subprocess.Popen(
             self.command,
