@@ -1,1 +1,1 @@
-"""Scripts that measure; not installed."""
+"""Measurements, one folder a subject; ``python -m benchmarks.<folder>.<name>``, results under the same names."""

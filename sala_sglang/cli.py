@@ -122,7 +122,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _make_checkpoint(options: argparse.Namespace) -> int:
-    from sala_sglang.checkpoint import make_checkpoint
+    from sala_sglang.checkpoint.make import make_checkpoint
 
     make_checkpoint(options.preset, options.out, options.seed)
     print(f"Wrote the {options.preset} checkpoint with random weights to {options.out}")
@@ -130,7 +130,7 @@ def _make_checkpoint(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from sala_sglang import verify
+    from sala_sglang.checkpoint import verify
 
     return verify.run(options.model)
 

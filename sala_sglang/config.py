@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from sala_kernels.layout import COARSE_FACTOR, SparseGeometry
 from transformers import PreTrainedConfig
 
+ARCHITECTURE = "MiniCPMSALAForCausalLM"  # as config.json names it
 SPARSE, LIGHTNING = "minicpm4", "lightning-attn"
 MIXER_SPELLINGS = {
     "minicpm4": SPARSE,

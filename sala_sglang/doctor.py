@@ -142,13 +142,13 @@ def _plugin() -> list[Finding]:
         missing = f"the entry point {PLUGIN_NAME!r} of {PLUGIN_GROUP}; get it with: pip install sala-sglang"
         return [Finding("plugin", "not installed", missing)]
     try:
-        from sala_sglang import options
+        from sala_sglang import environment
     except ImportError as error:
         return [Finding("plugin", "cannot be imported", f"what sala_sglang imports ({error}); reinstall sala-sglang")]
     off = ""
     allowed = [name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()]
-    if options.is_set(options.DISABLE):
-        off = f"the plugin is switched off; unset {options.DISABLE}"
+    if environment.is_set(environment.DISABLE):
+        off = f"the plugin is switched off; unset {environment.DISABLE}"
     elif allowed and PLUGIN_NAME not in allowed:
         off = f"SGLANG_PLUGINS={','.join(allowed)} leaves the plugin out; add {PLUGIN_NAME} or unset it"
     return [Finding("plugin", "switched off" if off else "installed and on", off)]

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, and a checkpoint."""
+"""What all tests share: one thread per process, kernels in Triton's interpreter without a GPU, and checkpoints."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,16 @@ import pytest
 
 # The tensors are tiny: threads that wait for each other cost more than they bring. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +28,7 @@ def trained_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """Directory of a tiny checkpoint with random weights; read only."""
-    from sala_sglang.checkpoint import make_checkpoint  # here, because most tests need no model
+    from sala_sglang.checkpoint.make import make_checkpoint  # here, because most tests need no model
 
     out = tmp_path_factory.mktemp("checkpoint") / "tiny"
     make_checkpoint("tiny", out)

@@ -140,7 +140,7 @@ def test_uv_gets_the_settings_of_pip(tmp_path):
 
 
 def test_serving_benchmark_parses_its_arguments():
-    script = [sys.executable, "-m", "benchmarks.serving"]
+    script = [sys.executable, "-m", "benchmarks.serving.speed"]
     assert subprocess.run([*script, "--help"], capture_output=True, cwd=ROOT).returncode == 0
     few = [*script, "--model", "x", "--lengths", "64", "--output", "y", "--repetitions", "1"]
     answer = subprocess.run(few, capture_output=True, text=True, cwd=ROOT)

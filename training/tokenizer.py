@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from sala_sglang.checkpoint.tokenizer import CORPUS, make_tokenizer
 from sala_sglang.evaluation import language
-from sala_sglang.tokenizer import CORPUS, make_tokenizer
 from training.architecture import TURN_END_ID, TURN_START_ID
 from training.conversations import SMALL_TALK, tasks
 

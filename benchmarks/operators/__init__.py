@@ -1,1 +1,1 @@
-"""The parts of benchmarks/kernels.py: sizes, inputs, floors, cases, timing, checks and the report."""
+"""Operators by themselves: their time beside floors and other libraries, and what they are compiled to."""

@@ -1,4 +1,17 @@
-"""The run: chooses rows, builds, checks and times one case after the other, and reports."""
+"""Time of every operator on a GPU beside its floor and the libraries that could serve in its place, as CSV rows.
+
+    python -m benchmarks.operators.run --output benchmarks/results/operators/run.csv
+
+Released sizes, bfloat16, random inputs, one layer. What the server replays from CUDA graphs is timed in graphs, prefill
+as eager calls behind a busy device; medians over calls that rotate through inputs larger than the L2 cache. Outputs are
+compared with the references before they are timed. The copy bandwidth and matmul rate of the same run come first.
+A peer that is not installed is left out.
+
+    --only decode,lightning_chunk      rows that contain one of these words
+    --implementations triton,cuda      side by side, where an operator has them
+    --tensor-parallel 4                the sparse layers as one of four GPUs runs them
+    --dry-run                          tiny sizes on the CPU
+"""
 
 import argparse
 import sys
@@ -9,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from . import lightning, row_wise, sparse
-from .cases import Case, Choice, Work, has
-from .inputs import Setting
-from .report import Results, Row, gb_per_s, verdicts
-from .sizes import RELEASED, TINY, Sizes
-from .timing import measure
+from benchmarks.operators.cases import lightning, row_wise, sparse
+from benchmarks.operators.harness.case import Case, Choice, Work, has
+from benchmarks.operators.harness.inputs import Setting
+from benchmarks.operators.harness.report import Results, Row, gb_per_s, verdicts
+from benchmarks.operators.harness.sizes import RELEASED, TINY, Sizes
+from benchmarks.operators.harness.timing import measure
 
 Rows = dict[str, Choice | None]
 
@@ -30,9 +43,9 @@ def rank_cases(sizes: Sizes) -> list[Case]:
     return [replace(case, targets=()) for case in sparse.cases(sizes)]
 
 
-def main(description: str) -> int:
+def main() -> int:
     """Command line; returns 1 if a case failed."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
     parser.add_argument("--only", type=words, default=[], help="rows whose line contains one of these words")
     parser.add_argument("--implementations", type=words, default=[], help="default: the ones that serve")
@@ -140,3 +153,7 @@ class Run:
         self.failed.append(title)
         print(f"{title} failed", file=sys.stderr)
         traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,11 +12,11 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
+from sala_sglang.attention.kv_pool import layer_buffers
 from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend
-from sala_sglang.attention.pools import layer_buffers
 from sala_sglang.attention.warm_up import compile_sparse
 from sala_sglang.config import SALAConfig
-from sala_sglang.options import dense_len_tokens
+from sala_sglang.environment import dense_len_tokens
 
 
 class SparseBackend(AttentionBackend):

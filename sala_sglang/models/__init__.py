@@ -1,1 +1,1 @@
-"""SGLang model classes; SGLang imports this package as its external model package."""
+"""The model as SGLang would have it: layers, loading and sharding, and nothing of the plugin around it."""

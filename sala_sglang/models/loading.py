@@ -6,8 +6,8 @@ import torch
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from torch import nn
 
+from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
-from sala_sglang.weights import tensor_shapes
 
 # Projections that share an input are one parameter; the position in the tuple is the shard.
 MERGED_MIXER = {

@@ -23,9 +23,8 @@ from torch import nn
 from sala_sglang.config import SPARSE, SALAConfig
 from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
-from sala_sglang.plugin import prepare_worker
-from sala_sglang.products import use_skinny_products
-from sala_sglang.sharding import check_tensor_parallel
+from sala_sglang.models.sharding import check_tensor_parallel
+from sala_sglang.models.skinny_linear import use_skinny_linear
 
 # SGLang's own all-reduce for NVLink takes multiples of 16 bytes; anything else goes to NCCL, which is slower.
 REDUCED_ROWS = 4
@@ -233,7 +232,6 @@ class MiniCPMSALAForCausalLM(nn.Module):
 
     def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
         super().__init__()
-        prepare_worker(config)
         check_tensor_parallel(config, get_parallel().attn_tp_size)
         self.config = config
         self.quant_config = quant_config
@@ -241,7 +239,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
         self.logits_processor = LogitsProcessor(config)
         self.weight_loader = WeightLoader(config)
-        use_skinny_products(self)
+        use_skinny_linear(self)
 
     @torch.no_grad()
     def forward(
@@ -258,6 +256,3 @@ class MiniCPMSALAForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.weight_loader.load(self, weights)
-
-
-EntryClass = MiniCPMSALAForCausalLM

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from paging import relative_error
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
-from sparse_inputs import Inputs
+
+from tests.kernels.paging import relative_error
+from tests.kernels.sparse_inputs import Inputs
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,9 @@
-"""Operator tests run their Triton kernels on the GPU where there is one, else in Triton's interpreter."""
+"""What tests of operators share."""
 
 import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-
-
-@pytest.fixture(scope="session")
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from interpreter import repair_bfloat16
-from paging import relative_error
-from quick_interpreter import patch_once_per_launch
 from sala_kernels.lightning import lightning_chunk, reference
 
 from sala_sglang.config import alibi_slopes
+from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.paging import relative_error
+from tests.kernels.quick_interpreter import patch_once_per_launch
 
 repair_bfloat16()
 patch_once_per_launch()

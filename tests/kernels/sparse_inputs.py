@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreter import repair_bfloat16
-from paging import empty_compressed, fill_pool, make_batch
-from quick_interpreter import patch_once_per_launch
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.layout import PagedBatch, SparseGeometry
+
+from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.paging import empty_compressed, fill_pool, make_batch
+from tests.kernels.quick_interpreter import patch_once_per_launch
 
 repair_bfloat16()
 patch_once_per_launch()

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-import brute_force
 import pytest
 import torch
-from paging import empty_compressed, fill_pool, make_batch
 from sala_kernels.compress_keys import compress_keys
-from sparse_inputs import GEOMETRIES, RELEASED, SMALL, both, geometries, gpu, real_steps
+
+from tests.kernels import brute_force
+from tests.kernels.paging import empty_compressed, fill_pool, make_batch
+from tests.kernels.sparse_inputs import GEOMETRIES, RELEASED, SMALL, both, geometries, gpu, real_steps
 
 LENGTHS = [1, 15, 16, 31, 32, 63, 64, 127, 128, 129, 330]
 NEW_TOKENS = [1, 2, 16, 1, 0, 40, 64, 20, 1, 129, 200]

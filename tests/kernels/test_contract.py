@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import sala_kernels
 import torch
-from paging import empty_compressed, make_batch
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, default_implementation, implementation_of
 from sala_kernels.gated_norm import gated_norm
@@ -19,6 +18,8 @@ from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.sparse_attention import sparse_attention
+
+from tests.kernels.paging import empty_compressed, make_batch
 
 KERNELS = Path(sala_kernels.__file__).parent
 SOURCES = sorted(KERNELS.rglob("*.py"))

@@ -4,7 +4,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lightning_inputs import (
+
+from sala_sglang.config import alibi_slopes
+from tests.kernels.lightning_inputs import (
     MIXED,
     check_against_exact,
     closed_form,
@@ -14,9 +16,7 @@ from lightning_inputs import (
     make_states,
     run_chunk,
 )
-from paging import relative_error
-
-from sala_sglang.config import alibi_slopes
+from tests.kernels.paging import relative_error
 
 both = pytest.mark.parametrize("implementation", ["reference", "triton"])
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from lightning_inputs import closed_form, dtypes, gpu, ints, make_states
-from paging import relative_error
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 
 from sala_sglang.config import alibi_slopes
+from tests.kernels.lightning_inputs import closed_form, dtypes, gpu, ints, make_states
+from tests.kernels.paging import relative_error
 
 EPS = 1e-6
 SCALE = 0.125

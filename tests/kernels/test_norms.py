@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from interpreter import repair_bfloat16
-from paging import relative_error
 from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.sigmoid_gate import sigmoid_gate
+
+from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.paging import relative_error
 
 repair_bfloat16()
 EPS = 1e-6

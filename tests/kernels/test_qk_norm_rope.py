@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from interpreter import repair_bfloat16
-from paging import relative_error
 from sala_kernels.qk_norm_rope import qk_norm_rope
+
+from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.paging import relative_error
 
 repair_bfloat16()
 EPS = 1e-6

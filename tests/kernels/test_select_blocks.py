@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
-import brute_force
 import pytest
 import torch
-from paging import DENSE
 from sala_kernels import row_tiles
-from sala_kernels.select_blocks import lse, ranks, reference, scores, select_blocks
+from sala_kernels.select_blocks import lse, reference, scores, select_blocks, top_k
 from sala_kernels.select_blocks import triton as selection
-from sparse_inputs import (
+
+from tests.kernels import brute_force
+from tests.kernels.paging import DENSE
+from tests.kernels.sparse_inputs import (
     GEOMETRIES,
     RELEASED,
     SMALL,
@@ -20,7 +21,7 @@ from sparse_inputs import (
     one_request,
     real_steps,
 )
-from sparse_inputs import poisoned_memory as poisoned_memory
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:divide by zero encountered in log2",  # the logarithm of no slots
@@ -220,8 +221,8 @@ def test_loops_that_take_many_steps(device, monkeypatch, new_tokens):
     monkeypatch.setattr(lse, "FEW_ROWS_SPLITS", 2)
     monkeypatch.setattr(scores, "TILE_SLOTS", 16)
     monkeypatch.setattr(scores, "PROGRAMS", 2)
-    monkeypatch.setattr(ranks, "SHORT_BLOCKS", 8)
-    monkeypatch.setattr(ranks, "PIECE_BLOCKS", 8)
+    monkeypatch.setattr(top_k, "SHORT_BLOCKS", 8)
+    monkeypatch.setattr(top_k, "PIECE_BLOCKS", 8)
     geometry = replace(TINY, selected_blocks=18)
     inputs = Inputs([510, 400], [new_tokens, 1], geometry, (2, 1), 16, torch.float32, device)
     check_selection(inputs, run(inputs, "triton"))
@@ -273,7 +274,7 @@ def test_pieces_of_a_row_take_what_the_whole_row_does(device, monkeypatch, piece
         inputs.keys.copy_(torch.ones_like(inputs.keys).where(~inputs.keys.isnan(), inputs.keys))
         inputs.compress()
     whole = run(inputs, "triton")
-    monkeypatch.setattr(ranks, "PIECE_BLOCKS", piece)
+    monkeypatch.setattr(top_k, "PIECE_BLOCKS", piece)
     assert torch.equal(run(inputs, "triton"), whole)
 
 

@@ -6,11 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from attention_checks import check, exactly, neighbours_lists, random_ids, row_errors, run, selected_ids
-from attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
-from paging import DENSE
-from sala_kernels import contract, cuda_kernel
-from sala_kernels.cuda_kernel import compile_source
+from sala_kernels import contract, nvrtc
+from sala_kernels.nvrtc import compile_source
 from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, serving_implementation, shared_blocks
 from sala_kernels.sparse_attention.shared_blocks import (
     ARCHITECTURE,
@@ -20,10 +17,13 @@ from sala_kernels.sparse_attention.shared_blocks import (
     fills_gpu,
     launches,
 )
-from sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
-from sparse_inputs import poisoned_memory as poisoned_memory
 
 from sala_sglang.attention.warm_up import LONG_ROWS
+from tests.kernels.attention_checks import check, exactly, neighbours_lists, random_ids, row_errors, run, selected_ids
+from tests.kernels.attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
+from tests.kernels.paging import DENSE
+from tests.kernels.sparse_inputs import RELEASED, SMALL, Inputs, gpu, one_request
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 HEADS = [(32, 2), (16, 1), (16, 2), (8, 1), (4, 1)]
 every_group = pytest.mark.parametrize("heads", HEADS, ids=str)
@@ -66,7 +66,7 @@ def test_without_a_compiler_triton_serves(monkeypatch, caplog, error):
     assert serving_implementation(*hopper, 16, 64) == "cuda"
     assert serving_implementation(*hopper, 4, 64) == "cuda" and serving_implementation(*hopper, 2, 64) == "triton"
     monkeypatch.setattr(contract, "has_cuda_compiler", cache(contract.has_cuda_compiler.__wrapped__))
-    monkeypatch.setattr(cuda_kernel.nvrtc, "nvrtcVersion", missing)
+    monkeypatch.setattr(nvrtc.nvrtc, "nvrtcVersion", missing)
     for _ in range(2):
         assert serving_implementation(*hopper, 16, 64) == "triton"
     assert caplog.text.count("NVRTC cannot be loaded: no libnvrtc") == 1
@@ -231,6 +231,6 @@ def test_replayed_graph_is_the_eager_step(device):
 def test_tensors_without_a_map_are_refused(device):
     keys = torch.zeros(64, 2, 129, dtype=torch.bfloat16, device=device)[..., :128]
     with pytest.raises(RuntimeError, match=r"a tensor map of shape \[64, 2, 128\].*CUDA_ERROR_INVALID_VALUE"):
-        cuda_kernel.tensor_map(keys, (64, 1, 64))
+        nvrtc.tensor_map(keys, (64, 1, 64))
     with pytest.raises(TypeError, match=r"expected torch\.bfloat16, got torch\.float32"):
-        cuda_kernel.tensor_map(keys.float(), (64, 1, 64))
+        nvrtc.tensor_map(keys.float(), (64, 1, 64))

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from attention_checks import neighbours_lists
-from paging import DENSE
-from sala_kernels.sparse_attention.lists import SHARERS, shared_lists
-from sparse_inputs import SMALL, Inputs
-from sparse_inputs import poisoned_memory as poisoned_memory
+from sala_kernels.sparse_attention.shared_lists import SHARERS, shared_lists
+
+from tests.kernels.attention_checks import neighbours_lists
+from tests.kernels.paging import DENSE
+from tests.kernels.sparse_inputs import SMALL, Inputs
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 LENGTHS, NEW_TOKENS = [1, 700, 64 * 9, 130, 500], [1, 33, 8, 0, 6]
 SPARSE_FROM = [0, 680, 0, 0, DENSE]  # the second one inside its rows

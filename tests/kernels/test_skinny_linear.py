@@ -3,8 +3,9 @@
 import pytest
 import torch
 from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
-from sparse_inputs import gpu
-from sparse_inputs import poisoned_memory as poisoned_memory
+
+from tests.kernels.sparse_inputs import gpu
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 every = pytest.mark.parametrize("implementation", ["reference", "triton"])
 

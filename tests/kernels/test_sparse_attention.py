@@ -2,15 +2,26 @@
 
 from dataclasses import replace
 
-import brute_force
 import pytest
 import torch
-from attention_checks import check, random_ids, run, selected_ids
-from attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
-from paging import DENSE
 from sala_kernels import row_tiles
-from sparse_inputs import GEOMETRIES, RELEASED, SMALL, Inputs, both, geometries, gpu, one_request, real_steps
-from sparse_inputs import poisoned_memory as poisoned_memory
+
+from tests.kernels import brute_force
+from tests.kernels.attention_checks import check, random_ids, run, selected_ids
+from tests.kernels.attention_checks import every_step_fills_the_gpu as every_step_fills_the_gpu
+from tests.kernels.paging import DENSE
+from tests.kernels.sparse_inputs import (
+    GEOMETRIES,
+    RELEASED,
+    SMALL,
+    Inputs,
+    both,
+    geometries,
+    gpu,
+    one_request,
+    real_steps,
+)
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 on_gpus = pytest.mark.parametrize("implementation", ["triton", "cuda"])
 

@@ -8,8 +8,9 @@ from sala_kernels.compress_keys import compress_keys
 from sala_kernels.layout import PagedBatch
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
-from sparse_inputs import RELEASED, SMALL, TINY, Inputs, both, gpu
-from sparse_inputs import poisoned_memory as poisoned_memory
+
+from tests.kernels.sparse_inputs import RELEASED, SMALL, TINY, Inputs, both, gpu
+from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2")  # the logarithm of no slots
 

@@ -1,6 +1,6 @@
 """Two prompts and a few tokens more through SGLang's model runner on groups of ranks, with what every operator made.
 
-    python tests/parallel/ranks.py CHECKPOINT OUT RANKS [RANKS ...]
+    python -m tests.parallel.ranks CHECKPOINT OUT RANKS [RANKS ...]
 
 A rank is a process with SGLang's model runner, pools, attention backends and process groups, over gloo; all that is
 missing of a server is the scheduler. Ranks are forked after the imports, which take longer than everything else.
@@ -144,7 +144,7 @@ def generate(runner, result: dict[str, list]) -> None:
 
 
 def keep_pools(runner, result: dict[str, list]) -> None:
-    from sala_sglang.attention.pools import layer_buffers
+    from sala_sglang.attention.kv_pool import layer_buffers
 
     config = runner.model_config.hf_config
     for layer in config.full_attention_layer_ids:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.ranks import DECODE_STEPS, FIRST_CHUNK, PROMPT_TOKENS, prompts
 from safetensors.torch import load_file
-from serving.harness import server_environment
 
-from sala_sglang.checkpoint import TINY_CONFIG, write_weights
+from sala_sglang.checkpoint.make import TINY_CONFIG, write_weights
+from sala_sglang.checkpoint.tokenizer import make_tokenizer
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.hf import MiniCPMSALAForCausalLM
-from sala_sglang.tokenizer import make_tokenizer
+from testing.server import server_environment
+from tests.parallel.ranks import DECODE_STEPS, FIRST_CHUNK, PROMPT_TOKENS, prompts
 
+ROOT = Path(__file__).parents[2]
 GROUPS = (2, 4, 8)
 QUERY_HEADS, KV_HEADS, HEAD_DIM = 32, 2, 16
 CONFIG = TINY_CONFIG | {
@@ -55,10 +56,10 @@ def runs(tmp_path_factory) -> Runs:
     make_tokenizer(checkpoint, 510, 510, 511)
     write_weights(config, checkpoint, shards=1, seed=0)
     sizes = (1, *GROUPS)
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(checkpoint), str(out), *map(str, sizes)]
+    command = [sys.executable, "-m", "tests.parallel.ranks", str(checkpoint), str(out), *map(str, sizes)]
     # SGLang compiles its embedding under tensor parallelism, which takes a C++ compiler and longer than all the rest.
     environment = server_environment({"TORCH_COMPILE_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
     ranks = {size: [torch.load(out / str(size) / f"{rank}.pt") for rank in range(size)] for size in sizes}
     return Runs(checkpoint, ranks)

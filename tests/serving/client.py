@@ -4,8 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import torch
-from serving.harness import Server
-from serving.oracle import Answer
+
+from testing.server import Server
+from tests.serving.oracle import Answer
 
 
 def random_prompt(length: int, vocabulary: int, seed: int) -> list[int]:

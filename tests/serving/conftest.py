@@ -3,8 +3,9 @@
 import functools
 
 import pytest
-from serving.harness import Server
-from serving.oracle import Oracle
+
+from testing.server import Server
+from tests.serving.oracle import Oracle
 
 TRAINED_ARGUMENTS = ("--dtype", "float32", "--max-running-requests", "4")
 

@@ -4,8 +4,9 @@ On one rank or two, which then have a KV head each; test_tensor_parallel has mor
 """
 
 import pytest
-from serving.client import all_at_once, complete, generate, random_prompt, stream
-from serving.oracle import Oracle
+
+from tests.serving.client import all_at_once, complete, generate, random_prompt, stream
+from tests.serving.oracle import Oracle
 
 # float32 on both sides: what is left is the order of sums, about 1e-6 in a log-probability. A selection that this
 # flips would move it by more than the tolerance; the prompts are fixed, so that a test cannot do so by chance.

@@ -6,7 +6,8 @@ import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving.harness import Server
+
+from testing.server import Server
 
 TEXT = (
     "Text: The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea. "

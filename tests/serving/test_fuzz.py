@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving.harness import Server
+
+from testing.server import Server
 
 EXAMPLES = 400  # for each endpoint
 SECONDS = 60  # for an answer of a few tokens, on a busy machine

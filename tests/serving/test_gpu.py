@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving.client import all_at_once, complete, random_prompt
-from serving.harness import Server
-from serving.oracle import Answer, Oracle
 
-from sala_sglang.checkpoint import make_checkpoint
+from sala_sglang.checkpoint.make import make_checkpoint
+from testing.server import Server
+from tests.serving.client import all_at_once, complete, random_prompt
+from tests.serving.oracle import Answer, Oracle
 
 pytestmark = pytest.mark.gpu
 

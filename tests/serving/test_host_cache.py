@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from serving.client import all_at_once, generate, random_prompt
+
+from tests.serving.client import all_at_once, generate, random_prompt
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 # As in test_equality, and on a GPU as in test_gpu.

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from serving import transcripts
-from serving.conftest import TRAINED_ARGUMENTS
-from serving.harness import Server
 from transformers import AutoTokenizer
 
 from sala_sglang import cli
+from testing.server import Server
+from tests.serving import transcripts
+from tests.serving.conftest import TRAINED_ARGUMENTS
 
-RANDOM_BLOCKS = Path(__file__).with_name("random_blocks.py")
+RANDOM_BLOCKS = "-m", "testing.random_blocks"
 
 
 def evaluate(server: Server, out: Path) -> list[dict]:
@@ -33,7 +33,7 @@ def test_selected_blocks_hold_what_is_asked_for(trained_server, tmp_path):
 
 
 def test_random_blocks_do_not(trained_checkpoint, tmp_path):
-    with Server(trained_checkpoint, *TRAINED_ARGUMENTS, program=(str(RANDOM_BLOCKS),)) as server:
+    with Server(trained_checkpoint, *TRAINED_ARGUMENTS, program=RANDOM_BLOCKS) as server:
         cells = evaluate(server, tmp_path / "out")
     # The first and the last blocks of a prompt are never left to the selection.
     middle = [cell for cell in cells if cell["depth"] == 0.5]

@@ -1,7 +1,8 @@
 """The prefix cache changes no answer: cold, full and partial hits, after eviction, and across dense_len."""
 
 import pytest
-from serving.client import generate, random_prompt
+
+from tests.serving.client import generate, random_prompt
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 TOLERANCE = 1e-4  # as in test_equality

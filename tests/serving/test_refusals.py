@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from serving.harness import Server
+
+from testing.server import Server
 
 NORM = "model.layers.1.self_attn.o_norm.weight"
 SHARD = "model-00001-of-00002.safetensors"

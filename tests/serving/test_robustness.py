@@ -4,8 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from serving.client import all_at_once, complete, generate, random_prompt
-from serving.oracle import Oracle
+
+from tests.serving.client import all_at_once, complete, generate, random_prompt
+from tests.serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # as in test_equality
 POOL_TOKENS = 1536

@@ -6,10 +6,10 @@ from random import Random
 
 import psutil
 import pytest
-from serving.client import generate, random_prompt
-from serving.oracle import Answer, Oracle
 
-from sala_sglang.checkpoint import TINY_CONFIG
+from sala_sglang.checkpoint.make import TINY_CONFIG
+from tests.serving.client import generate, random_prompt
+from tests.serving.oracle import Answer, Oracle
 
 pytestmark = pytest.mark.soak
 

@@ -1,7 +1,8 @@
 """Four ranks give the answers of one: every rank has one query head, half a group, and a copy of a KV head."""
 
 import pytest
-from serving.client import all_at_once, complete, generate, random_prompt
+
+from tests.serving.client import all_at_once, complete, generate, random_prompt
 
 TOLERANCE = 1e-4  # float32 as in test_equality; the ranks' partial sums are a further order of sums
 LENGTHS = (1, 100, 385, 513, 1200)

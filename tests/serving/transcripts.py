@@ -1,6 +1,6 @@
 """Greedy answers of sala-tiny as the plain model gives them in float32, kept in ``transcripts.json``.
 
-    python tests/serving/transcripts.py
+    python -m tests.serving.transcripts
 
 writes the file again, after a change of the checkpoint and never of the code that serves it.
 """

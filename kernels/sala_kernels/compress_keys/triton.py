@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 from sala_kernels.layout import COARSE_FACTOR, PagedBatch, SparseGeometry
 
 CHUNK_TOKENS = 64  # tokens of a window that are loaded at a time, at most
@@ -32,7 +32,7 @@ def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatc
         COARSE_ROWS=geometry.coarse_rows,
         CHUNK=min(geometry.kernel_size & -geometry.kernel_size, CHUNK_TOKENS),
         D=keys.shape[2],
-        **early_launch(keys.device),
+        **dependent_launch(keys.device),
         num_warps=8,
     )
 
@@ -61,9 +61,9 @@ def _compress_kernel(
     COARSE_ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     D: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_request, i_kv_head, is_coarse = tl.program_id(1), tl.program_id(2) // 2, tl.program_id(2) % 2
     i_tokens = tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
     kv_len = tl.load(p_kv_lens + i_request)

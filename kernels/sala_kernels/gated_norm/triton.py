@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 
 
 def gated_norm(
@@ -29,7 +29,7 @@ def gated_norm(
         *gate.stride(),
         GIVEN_MEAN_SQUARE=mean_square is not None,
         BLOCK=block,
-        **early_launch(x.device),
+        **dependent_launch(x.device),
         num_warps=_warps(block),
     )
     return output
@@ -64,9 +64,9 @@ def _gated_norm_kernel(
     gate_column_stride,
     GIVEN_MEAN_SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width

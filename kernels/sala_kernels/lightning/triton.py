@@ -14,7 +14,7 @@ import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
 from sala_kernels.lightning import CHUNK_TOKENS
-from sala_kernels.lightning.products import dot_float32, product_precision
+from sala_kernels.lightning.mixed_dot import dot_float32, product_precision
 from sala_kernels.row_tiles import LOG2_E, find_request, first_tile, tile_count
 
 SEGMENT_TOKENS = 2048  # one for all batches: the result of a prompt must not depend on what else is in the batch

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 from sala_kernels.qk_norm_rope.common import round_and_weigh
 
 VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 heads of 128 are 128 programs per request
@@ -58,7 +58,7 @@ def lightning_step(
         states.stride(0),
         D=dim,
         BV=columns,
-        **early_launch(q.device),
+        **dependent_launch(q.device),
         num_warps=4,
     )
     return output
@@ -86,9 +86,9 @@ def _step_kernel(
     slot_stride,
     D: tl.constexpr,
     BV: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_head, i_request = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_column = tl.program_id(0) * BV
     o_dim, o_column = tl.arange(0, D), tl.arange(0, BV)

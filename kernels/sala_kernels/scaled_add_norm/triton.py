@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 
 
 def scaled_add_norm(
@@ -25,7 +25,7 @@ def scaled_add_norm(
         *x.stride(),
         *residual.stride(),
         BLOCK=block,
-        **early_launch(x.device),
+        **dependent_launch(x.device),
         num_warps=min(max(block // 512, 1), 16),
     )
     return normed, hidden
@@ -46,9 +46,9 @@ def _scaled_add_norm_kernel(
     residual_stride,
     residual_column_stride,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import (
     LOG2_E,
@@ -50,7 +50,7 @@ def coarse_lse(
         HEADS=heads,
         GROUP=query_heads // kv_heads,
         D=head_dim,
-        **early_launch(queries.device),
+        **dependent_launch(queries.device),
         num_warps=4 if tile * heads <= 64 else 8,
         num_stages=3 if splits == 1 and queries.element_size() == 2 else 2,
     )
@@ -90,9 +90,9 @@ def _coarse_lse_kernel(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
     i_request, i_row, count, position = locate_tile(
         tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE

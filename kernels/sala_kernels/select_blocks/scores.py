@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
 from sala_kernels.select_blocks.lse import whole_lse
@@ -67,7 +67,7 @@ def score_blocks(
         HEADS=heads,
         GROUP=query_heads // kv_heads,
         D=head_dim,
-        **early_launch(queries.device),
+        **dependent_launch(queries.device),
         num_warps=4 if tile * heads <= 64 else 8,
         num_stages=2 if queries.element_size() == 2 else 1,
     )
@@ -122,9 +122,9 @@ def _score_kernel(
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
     i_request, i_row, count, position = locate_tile(
         tl.program_id(0), p_query_start, p_kv_lens, requests, first_row, rows, TILE

@@ -9,8 +9,8 @@ import triton
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.select_blocks.lse import coarse_lse
-from sala_kernels.select_blocks.ranks import take_best
 from sala_kernels.select_blocks.scores import score_blocks
+from sala_kernels.select_blocks.top_k import take_best
 
 SCORE_BYTES = 2**28  # of the score scratch, unless a single row needs more
 STRIDE_UNIT = 16  # Triton compiles anew for strides that 16 does not divide

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 
 COLUMNS = 1024  # per program, 16 bytes of bfloat16 for each of its threads
 
@@ -13,7 +13,7 @@ def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     tokens, width = x.shape
     output = x.new_empty(x.shape)
     _sigmoid_gate_kernel[(triton.cdiv(width, COLUMNS), tokens)](
-        x, gate, output, width, *x.stride(), *gate.stride(), BLOCK=COLUMNS, num_warps=4, **early_launch(x.device)
+        x, gate, output, width, *x.stride(), *gate.stride(), BLOCK=COLUMNS, num_warps=4, **dependent_launch(x.device)
     )
     return output
 
@@ -29,9 +29,9 @@ def _sigmoid_gate_kernel(
     gate_stride,
     gate_column_stride,
     BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     i_row = tl.program_id(1).to(tl.int64)
     o_column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_column = o_column < width

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.early_launch import early_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
 from sala_kernels.row_tiles import MIN_DOT_ROWS
 
 ROW_OUTPUTS, ROW_INPUTS = 2, 2048  # tile of weights that meets a single row
@@ -27,7 +27,7 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             weight.stride(0),
             OUTPUTS=ROW_OUTPUTS,
             INPUTS=ROW_INPUTS,
-            **early_launch(x.device),
+            **dependent_launch(x.device),
             num_warps=8,
         )
     elif rows:
@@ -43,7 +43,7 @@ def skinny_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             ROWS=max(MIN_DOT_ROWS, triton.next_power_of_2(rows)),
             OUTPUTS=OUTPUTS,
             INPUTS=INPUTS,
-            **early_launch(x.device),
+            **dependent_launch(x.device),
             num_warps=8,
             num_stages=3 if x.element_size() == 2 else 2,
         )
@@ -60,13 +60,13 @@ def _skinny_row_kernel(
     weight_stride,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One row, without tensor cores: x [1, K], weight [N, K] -> [1, N]."""
     o_output, o_input = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
     p_tile = _tile(p_weight, o_output, o_input, outputs, weight_stride)
     b_weight = tl.load(p_tile, mask=(o_input < inputs)[None, :], other=0.0, eviction_policy="evict_first")
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     b_sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
     for i_input in range(0, inputs, INPUTS):
         b_x = tl.load(p_x + i_input + o_input, mask=i_input + o_input < inputs, other=0.0).to(tl.float32)
@@ -91,7 +91,7 @@ def _skinny_tile_kernel(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
-    EARLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """At most ROWS rows: x [T, K], weight [N, K] -> [T, N]."""
     o_output, o_input = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
@@ -102,7 +102,7 @@ def _skinny_tile_kernel(
 
     m_input = (o_input < inputs)[None, :]
     b_weight = tl.load(p_tile, mask=m_input, other=0.0, eviction_policy="evict_first")
-    meet_predecessor(EARLY)
+    meet_predecessor(DEPENDENT)
     b_x = tl.load(p_rows, mask=m_row[:, None] & m_input, other=0.0)
     b_output = tl.dot(b_weight, tl.trans(b_x), input_precision="ieee")
     for i_input in range(INPUTS, inputs, INPUTS):

@@ -7,9 +7,9 @@ import torch
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.sparse_attention.listed_rows import attend_listed_rows
-from sala_kernels.sparse_attention.rows import attend_decode
+from sala_kernels.sparse_attention.row_kernel import attend_decode
 from sala_kernels.sparse_attention.shared_blocks import attend_shared_blocks, compile_shared_blocks, fills_gpu
-from sala_kernels.sparse_attention.tiles import attend_tiles
+from sala_kernels.sparse_attention.tile_kernel import attend_tiles
 
 
 def sparse_attention(

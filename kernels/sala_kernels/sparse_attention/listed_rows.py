@@ -3,9 +3,9 @@
 import torch
 
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.sparse_attention.lists import shared_lists
-from sala_kernels.sparse_attention.rows import attend_rows
-from sala_kernels.sparse_attention.tiles import attend_tiles, tile_queries
+from sala_kernels.sparse_attention.row_kernel import attend_rows
+from sala_kernels.sparse_attention.shared_lists import shared_lists
+from sala_kernels.sparse_attention.tile_kernel import attend_tiles, tile_queries
 
 
 def attend_listed_rows(

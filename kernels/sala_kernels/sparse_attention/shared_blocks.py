@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.cuda_kernel import CudaKernel, compile_source, tensor_map
 from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.nvrtc import CudaKernel, compile_source, tensor_map
 from sala_kernels.row_tiles import LOG2_E, tile_count
 from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM
 

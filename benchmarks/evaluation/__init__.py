@@ -1,0 +1,1 @@
+"""What a served model finds in long prompts."""

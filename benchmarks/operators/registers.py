@@ -1,0 +1,196 @@
+"""Registers, spills and shared memory of kernels as compiled for Hopper, as CSV. Needs no GPU.
+
+    python -m benchmarks.operators.registers --output benchmarks/results/operators/registers.csv
+
+Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled: the
+sparse ones for a prefill chunk and for a decode step of a server with a context of a million tokens. The programs that
+fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame also holds the
+table by which libdevice reduces the arguments of sine and cosine. The kernel in CUDA C++ is launched with the registers
+that stand here, and its warps divide them anew.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import triton
+from sala_kernels.compress_keys import compress_keys
+from sala_kernels.gated_norm import gated_norm
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_step import lightning_step
+from sala_kernels.nvrtc import compile_source
+from sala_kernels.qk_norm_rope import qk_norm_rope
+from sala_kernels.scaled_add_norm import scaled_add_norm
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.skinny_linear import skinny_linear
+from sala_kernels.sparse_attention import shared_blocks, sparse_attention
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from benchmarks.common import results_file
+
+HEADS, KV_HEADS, DIM, WIDTH, PROJECTED = 32, 2, 128, 4096, 4 * 4096
+TOKENS, REQUESTS, CONTEXT = 8192, 32, 2**20
+GEOMETRY = SparseGeometry()
+REGISTERS, SHARED_BYTES, THREADS, PROGRAMS = 65_536, 233_472, 2048, 32  # of a multiprocessor
+COLUMNS = "operator", "kernel", "warps", "stages", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "per_sm"
+
+
+class NoDevice:
+    """Stands in for Triton's driver: compiles for a Hopper GPU and has none."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(call: Callable[[], object]) -> list:
+    """The kernels that ``call`` would launch."""
+    kernels, run = [], JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
+        return kernels[-1]
+
+    driver.set_active(NoDevice())
+    JITFunction.run = compile_only
+    try:
+        call()
+    finally:
+        JITFunction.run = run
+    return kernels
+
+
+def measures(kernel) -> tuple:
+    """What COLUMNS name, from the kernel on."""
+    text, meta = kernel.asm["ptx"], kernel.metadata
+    target = re.search(r"^\.target (\w+)", text, re.MULTILINE)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(text)
+        file.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack.* (\d+) bytes spill.* (\d+) bytes", log).groups())
+    registers, threads = int(re.search(r"Used (\d+) registers", log)[1]), 32 * meta.num_warps
+    fit = REGISTERS // (-(-registers // 8) * 8 * threads), SHARED_BYTES // (meta.shared + 1024), THREADS // threads
+    sizes = registers, stores + loads, stack, meta.shared, min(*fit, PROGRAMS)
+    return meta.name, meta.num_warps, meta.num_stages, *sizes
+
+
+def measures_of_shared_blocks() -> tuple:
+    """The same of the kernel in CUDA C++, its local memory for spills; one program fills a multiprocessor's memory."""
+    defined = shared_blocks.definitions(HEADS // KV_HEADS)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compile_source(shared_blocks.SOURCE, defined, shared_blocks.ARCHITECTURE))
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", log)[1]) for name in ("REG", "STACK", "LOCAL"))
+    warps = shared_blocks.WARPS + shared_blocks.FETCHING_WARPS
+    sizes = warps, shared_blocks.STAGES, registers, local, stack, defined["SHARED_BYTES"], 1
+    return shared_blocks.NAME, *sizes
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], object]]:
+    """Calls of the sparse operators by name, for requests with ``rows`` each. Their inputs are never read."""
+    requests = len(rows)
+    batch = PagedBatch(
+        query_start=ints(0, *rows).cumsum(0).int(),
+        kv_lens=ints(*[CONTEXT] * requests),
+        sparse_from=ints(*[0] * requests),
+        request_rows=torch.arange(requests),
+        token_slots=torch.empty(1, CONTEXT, dtype=torch.int32).expand(requests, -1),
+        max_query_tokens=max(rows),
+        max_kv_tokens=CONTEXT,
+    )
+    pool = empty(2 * GEOMETRY.block_size, KV_HEADS, DIM)
+    compressed = empty(2, KV_HEADS, GEOMETRY.page_rows, DIM)
+    queries = empty(sum(rows), PROJECTED).view(sum(rows), -1, DIM)[:, :HEADS]
+    blocks = torch.empty(sum(rows), KV_HEADS, GEOMETRY.selected_blocks, dtype=torch.int32)
+    rest = batch, GEOMETRY, DIM**-0.5
+    how = {"implementation": "triton"}
+    return {
+        f"compress_keys {case}": lambda: compress_keys(pool, compressed, batch, GEOMETRY, **how),
+        f"select_blocks {case}": lambda: select_blocks(queries, compressed, *rest, **how),
+        f"sparse_attention {case}": lambda: sparse_attention(queries, pool, pool, blocks, *rest, **how),
+    }
+
+
+def operators() -> dict[str, Callable[[], object]]:
+    """Calls by name. Their inputs are never read."""
+
+    def projection(rows: int) -> tuple[torch.Tensor, ...]:
+        return empty(rows, PROJECTED).view(rows, 4, HEADS, DIM).unbind(1)
+
+    weight, head_weight, decay = empty(WIDTH), empty(DIM), empty(HEADS, dtype=torch.float32)
+    states = empty(REQUESTS, HEADS, DIM, DIM, dtype=torch.float32)
+    slots = ints(*range(REQUESTS))
+    chunk = ints(0), ints(0, TOKENS), ints(-1), ints(0), decay, 1.0
+    step = slots, slots, decay, 1.0
+    q, k, v, _ = projection(TOKENS)
+    q_step, k_step, v_step, _ = projection(REQUESTS)
+    angles = slots, empty(DIM // 2, dtype=torch.float32)
+    rows, gate = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:]
+    turned = [empty(TOKENS, HEADS, DIM) for _ in range(2)]
+    how = {"implementation": "triton"}
+    return {
+        "lightning_chunk": lambda: lightning_chunk(*turned, v, states, *chunk, **how),
+        "lightning_step": lambda: lightning_step(
+            q_step, k_step, v_step, head_weight, head_weight, *angles, 1e-6, states, *step, **how
+        ),
+        "qk_norm_rope": lambda: qk_norm_rope(
+            q, k, head_weight, head_weight, torch.arange(TOKENS), angles[1], 1e-6, **how
+        ),
+        "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, **how),
+        "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, **how),
+        "sigmoid_gate": lambda: sigmoid_gate(rows, gate, **how),
+        "skinny_linear 1": lambda: skinny_linear(rows[:1], empty(PROJECTED, WIDTH), **how),
+        f"skinny_linear {REQUESTS}": lambda: skinny_linear(rows[:REQUESTS], empty(PROJECTED, WIDTH), **how),
+        **sparse_operators("prefill", [TOKENS]),
+        **sparse_operators("decode", [1] * REQUESTS),
+    }
+
+
+def measured(word: str) -> Iterator[tuple]:
+    """Rows of the operators whose name contains ``word``."""
+    for name, call in operators().items():
+        if word in name:
+            yield from ((name, *measures(kernel)) for kernel in dict.fromkeys(compiled(call)))
+    in_cuda = "sparse_attention prefill"
+    if word in in_cuda:
+        yield in_cuda, *measures_of_shared_blocks()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="CSV file; rows are appended")
+    parser.add_argument("--only", default="", help="operators whose name contains this")
+    options = parser.parse_args()
+    columns = *COLUMNS, "triton"
+    for row in measured(options.only):
+        results_file.append(options.output, dict(zip(columns, (*row, triton.__version__), strict=True)), columns)
+        print(f"{row[0]:32} {row[1]:24}" + "".join(f"{x:9}" for x in row[2:]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

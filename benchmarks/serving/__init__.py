@@ -1,0 +1,1 @@
+"""Speed and memory of whole engines and servers."""

@@ -1,0 +1,1 @@
+"""A server under minutes of random load."""

@@ -1,0 +1,1 @@
+"""Checkpoints in the released format: their tensors by name and shape, made with random weights, and verified."""

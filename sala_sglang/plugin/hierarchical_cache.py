@@ -1,0 +1,51 @@
+"""What of SGLang's hierarchical cache works with MiniCPM-SALA, and what runs around it.
+
+SGLang copies pages and recurrent states to host memory and back (``--enable-hierarchical-cache``); the compressed keys
+of a page travel with it (``attention/host_pool.py``).
+
+A copy of a state has two parts, what a convolution remembers and the recurrent state. Lightning layers have no
+convolution. SGLang tells a strided buffer by rows that are further apart than they are long, finds the empty part to be
+one (stride 1, length 0), copies it to a buffer of the same shape to get rid of the stride, and never comes to an end.
+So the empty part is left out.
+"""
+
+LAYOUTS = ("page_first", "page_first_direct")
+STORAGE_REASON = "SGLang's Scheduler._prefetch_kvcache asks it for token ids, without what keeps dense prompts apart"
+
+
+def argument_limits(enabled: bool, device: str) -> tuple[tuple[str, tuple, str], ...]:
+    """(field, the values that work, what is missing for the others) for ServerArgs with the cache ``enabled``."""
+    always = (
+        ("enable_lmcache", (False,), "LMCache copies no compressed keys"),
+        ("enable_unified_cache_external_linker", (False,), "external linkers copy no compressed keys"),
+    )
+    if not enabled:
+        return always
+    backends = ("direct",) if device == "cpu" else ("kernel", "direct")
+    return (
+        *always,
+        ("hicache_mem_layout", LAYOUTS, "SGLang's MambaPoolHost copies recurrent states in these layouts only"),
+        ("hicache_io_backend", backends, f"SGLang has no copies of recurrent states for it on {device}"),
+        ("hicache_storage_backend", (None,), STORAGE_REASON),
+    )
+
+
+def skip_empty(original, *args, **kwargs) -> None:
+    """A copy of one part of recurrent states to the tensor ``dst``, if there is anything to copy."""
+    dst = kwargs["dst"] if "dst" in kwargs else args[1]
+    if dst.numel():
+        original(*args, **kwargs)
+
+
+def refuse_storage(original, cache, *args, **kwargs) -> tuple[bool, str]:
+    """The answer to a storage backend that is attached while the server runs."""
+    return False, f"MiniCPM-SALA: a storage backend is not supported ({STORAGE_REASON})"
+
+
+_STATES = "sglang.srt.mem_cache.pool_host.mamba.MambaPoolHost"
+# SGLang's functions and what runs around them.
+HOOKS = {
+    f"{_STATES}._copy_tensor_pf_lf": skip_empty,
+    f"{_STATES}._copy_tensor_all_layers_lf_pf": skip_empty,
+    "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.attach_storage_backend": refuse_storage,
+}

@@ -1,0 +1,56 @@
+"""Requests that run out of tokens, and batches that must not mix: hooks on the scheduler.
+
+What a request leaves to sample from is known only while it runs: a grammar can come to a point where no token fits.
+Nothing of it fails or ends the server; ``http_requests.py`` refuses what can be told from the request alone.
+"""
+
+from http import HTTPStatus
+
+LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
+
+
+def keep_embeddings_apart(original, adder, request, *args, **kwargs):
+    """Whether a request joins the next prefill, all of which is given as embeddings or all as token ids."""
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    if adder.can_run_list and (request.input_embeds is None) != (adder.can_run_list[0].input_embeds is None):
+        return AddReqResult.OTHER  # it waits for the prefill after that
+    return original(adder, request, *args, **kwargs)
+
+
+def keep_a_choice(original, sampling_info, logits) -> None:
+    """Biased and masked logits: where the masks leave no token, any token, so that probabilities are never NaN."""
+    original(sampling_info, logits)
+    orchestrator = sampling_info.penalizer_orchestrator  # None under overlap scheduling, which adds penalties up before
+    penalized = sampling_info.acc_additive_penalties is not None or (orchestrator and orchestrator.is_required)
+    if (sampling_info.grammar_mask is not None or penalized) and not sampling_info.is_all_greedy:
+        logits.clamp_(min=LOWEST_LOGIT)
+
+
+def advance_grammar(original, processor, *args, **kwargs):
+    """A token that the grammar does not take: nothing fitted any more, which is for the client to change."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    accepted = original(processor, *args, **kwargs)
+    request = kwargs.get("req") or args[0]
+    end = request.to_finish
+    if isinstance(end, FINISH_ABORT) and end.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+        message = (
+            f"No token can be number {len(request.output_ids)} of the answer: none fits json_schema, regex, ebnf or "
+            "structural_tag, or min_new_tokens forbids those that do"
+        )
+        request.to_finish = FINISH_ABORT(message, HTTPStatus.BAD_REQUEST, "BadRequestError")
+        if request.finished():  # with this token, which only looked like an end
+            request.finished_reason = request.to_finish
+    return accepted
+
+
+_SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
+_RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+# SGLang's functions and what runs around them.
+HOOKS = {
+    "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": keep_embeddings_apart,
+    f"{_SAMPLING}._apply_post_grammar_logits_transforms": keep_a_choice,
+    f"{_RESULTS}._apply_prefill_grammar": advance_grammar,
+    f"{_RESULTS}._accept_grammar_tokens": advance_grammar,
+}

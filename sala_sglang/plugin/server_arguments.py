@@ -1,0 +1,149 @@
+"""Arguments of a server: those with which MiniCPM-SALA cannot be served are refused, the others get its defaults."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+
+from sala_sglang import environment
+from sala_sglang.attention import BACKEND
+from sala_sglang.config import ARCHITECTURE, SALAConfig
+from sala_sglang.models.sharding import check_tensor_parallel
+from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin.hooks import check_hooks
+from sala_sglang.plugin.http_requests import prepare_frontend
+from sala_sglang.plugin.prefix_cache import use_python_tree_with_another_torch
+
+logger = logging.getLogger(__name__)
+
+# (field, the values that work, what is missing for the others)
+ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
+    ("speculative_algorithm", (None,), "recurrent states cannot be rolled back to the accepted draft yet"),
+    ("pp_size", (1,), "the layers are not split over pipeline stages"),
+    ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
+    ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
+    ("attn_cp_size", (1,), "a rank selects among all tokens of a request"),
+    ("dcp_size", (1,), "a rank selects among all tokens of a request"),
+    ("enable_unified_memory", (False,), "pages and states come from separate pools"),
+    ("enable_int8_mamba_checkpoint", (False,), "state snapshots are float32"),
+)
+# Names under which published command lines ask for block-sparse attention.
+ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
+# Up to which size prefill steps are captured as CUDA graphs. Longer ones hide their launches behind their kernels: at
+# 8,192 tokens the GPU is idle for 1 % of a step; that 512 are enough is an estimate. And a captured step computes the
+# last layer for all of its rows, where others do so for those whose logits are read (models/last_rows.py).
+MAX_PREFILL_GRAPH_TOKENS = 512
+
+
+def add_cli_args(result: None, parser: Any) -> None:
+    """Add ``--dense-as-sparse``, which published command lines use."""
+    parser.add_argument(
+        "--dense-as-sparse",
+        action="store_true",
+        help="MiniCPM-SALA: select blocks at every length instead of from dense_len on.",
+    )
+
+
+def from_cli_args(original, cls, args):
+    """SGLang's arguments; what it does not know goes into the environment, which workers inherit."""
+    if getattr(args, "dense_as_sparse", False):
+        os.environ[environment.DENSE_AS_SPARSE] = "1"
+    return original(cls, args)
+
+
+def limit_prefill_graphs(server_args: Any, previous) -> None:
+    """Declare a default for this model before SGLang reads it."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of
+
+    if _is_ours(model_config_of(server_args).hf_config):
+        declare_resolution(server_args, __name__, **prefill_graph_default(server_args))
+    previous(server_args)
+
+
+def prefill_graph_default(server_args: Any) -> dict[str, int]:
+    """The ``cuda_graph_max_bs_prefill`` to declare where the user named no sizes; else empty. SGLang: whole chunks."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    sizes = "cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill", "cuda_graph_config"
+    named = any(resolution_result(server_args, name) for name in sizes)
+    return {} if named else {"cuda_graph_max_bs_prefill": MAX_PREFILL_GRAPH_TOKENS}
+
+
+def adjust_arguments(server_args: Any, previous) -> None:
+    """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
+
+    model = model_config_of(server_args)
+    config = model.hf_config
+    if not _is_ours(config):
+        return previous(server_args)
+    if not isinstance(config, SALAConfig):
+        raise RuntimeError(f"{ARCHITECTURE} is configured by {type(config)}, not by sala-sglang")
+    check_hooks()
+    check_arguments(server_args, config, model.dtype)
+    environment.dense_len_tokens(config)
+    environment.snapshot_spacing_tokens()
+    use_python_tree_with_another_torch()
+    _declare_sizes(server_args, config)
+    previous(server_args)
+    prepare_frontend()
+    if resolution_result(server_args, "attention_backend") != BACKEND:
+        raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
+
+
+def check_arguments(server_args: Any, config: SALAConfig, dtype: torch.dtype) -> None:
+    """Raise ValueError for the first argument that has a value other than those that work. dtype: the model's."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    enabled, device = (resolution_result(server_args, field) for field in ("enable_hierarchical_cache", "device"))
+    cache_limits = _cache_limit(dtype), *hierarchical_cache.argument_limits(enabled, device)
+    for field, allowed, reason in (*ARGUMENT_LIMITS, *cache_limits):
+        value = resolution_result(server_args, field)
+        if value not in allowed:
+            shown = ", ".join(map(repr, allowed))
+            raise ValueError(f"MiniCPM-SALA: {field} = {value!r} is not supported ({reason}); allowed: {shown}")
+    check_tensor_parallel(config, resolution_result(server_args, "tp_size"))
+    block = config.sparse_geometry.block_size
+    if resolution_result(server_args, "page_size") not in (None, block):
+        value = resolution_result(server_args, "page_size")
+        raise ValueError(f"MiniCPM-SALA: page_size = {value} is not supported; allowed: {block}, the sparse block")
+
+
+def model_overrides(server_args: Any, hf_config: Any) -> dict:
+    """The attention backend of this model under every name by which published command lines ask for it."""
+    overrides = {"attention_backend": BACKEND}
+    for field in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        # The user's own input: on a CPU SGLang has already declared a default of its own.
+        value = getattr(server_args, field)
+        if value not in ACCEPTED_BACKENDS:
+            names = ", ".join(repr(name) for name in ACCEPTED_BACKENDS if name)
+            raise ValueError(f"MiniCPM-SALA: {field} = {value!r} cannot select blocks; allowed: {names}")
+        if value is not None:
+            overrides[field] = BACKEND
+    return overrides
+
+
+def _is_ours(config: Any) -> bool:
+    return ARCHITECTURE in (getattr(config, "architectures", None) or ())
+
+
+def _cache_limit(dtype: torch.dtype) -> tuple[str, tuple, str]:
+    names = ("bfloat16", "bf16") if dtype == torch.bfloat16 else ()
+    return "kv_cache_dtype", ("auto", *names), "the kernels read keys and values of the model's dtype"
+
+
+def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
+    """Pages are sparse blocks, prefill chunks are whole pages, and pools on a CPU are small."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolution_result
+
+    page = config.sparse_geometry.block_size
+    declare_resolution(server_args, __name__, page_size=page)
+    chunk = resolution_result(server_args, "chunked_prefill_size")
+    if chunk is not None and chunk > 0 and chunk % page:
+        whole_pages = max(page, chunk // page * page)
+        logger.warning("Prefill chunks are whole pages: chunked_prefill_size %d becomes %d", chunk, whole_pages)
+        declare_resolution(server_args, __name__, chunked_prefill_size=whole_pages)
+    if resolution_result(server_args, "device") == "cpu":
+        unset = {name: size for name, size in cpu.MEMORY_DEFAULTS.items() if getattr(server_args, name) is None}
+        declare_resolution(server_args, __name__, **unset)

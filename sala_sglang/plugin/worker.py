@@ -1,0 +1,89 @@
+"""What a process with the model gets: the attention backend, its pools, and hooks on cache and scheduler."""
+
+import logging
+from typing import Any
+
+from sala_sglang.attention import BACKEND
+from sala_sglang.config import SALAConfig
+from sala_sglang.plugin import cpu, hierarchical_cache, prefix_cache, scheduler_requests
+from sala_sglang.plugin.hooks import apply_hooks, hook, hook_around
+
+logger = logging.getLogger(__name__)
+
+_done: set[str] = set()
+
+
+def prepare_worker(config: SALAConfig) -> None:
+    """The touches that only a process with the model needs; called when the model is built. Idempotent."""
+    if "worker" in _done:
+        return
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.plugins.hook_registry import HookType
+    from sglang.srt.runtime_context import get_memory
+
+    register_attention_backend(BACKEND)(create_sparse_backend)
+    hook(
+        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._hybrid_full_attention_pool_class",
+        choose_pool_class,
+        HookType.AFTER,
+    )
+    hook(
+        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
+        add_compressed_keys,
+        HookType.AFTER,
+    )
+    hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS)
+    if get_memory().enable_hierarchical_cache:
+        hook_around(hierarchical_cache.HOOKS)
+        if cpu.without_cuda():
+            cpu.provide_host_copies()
+    apply_hooks()
+    _done.add("worker")
+
+
+def create_sparse_backend(runner: Any):
+    """Factory of the ``sala`` backend; checks that model, pool and page size of this worker are ours."""
+    from sala_sglang.attention.kv_pool import SalaKVPool
+    from sala_sglang.attention.sparse_backend import SparseBackend
+    from sala_sglang.models.minicpm_sala import MiniCPMSALAForCausalLM
+
+    pool = getattr(runner.token_to_kv_pool, "full_kv_pool", None)
+    for what, found, expected in (
+        ("config", runner.model_config.hf_config, SALAConfig),
+        ("model", runner.model, MiniCPMSALAForCausalLM),
+        ("KV pool", pool, SalaKVPool),
+    ):
+        if not isinstance(found, expected):
+            raise RuntimeError(f"sala-sglang would not serve: the {what} is {type(found)}, expected {expected}")
+    logger.info("MiniCPM-SALA is served by sala-sglang")
+    context = runner.model_config.context_len
+    if pool.size < context:
+        logger.warning(
+            "KV pages for %d tokens are fewer than the context of %d: longer requests will be refused. Raise "
+            "--mem-fraction-static or --max-total-tokens, lower --max-mamba-cache-size, or lower --context-length",
+            *(pool.size, context),
+        )
+    return SparseBackend(runner)
+
+
+def choose_pool_class(result: type, configurator: Any, **pool_classes: type) -> type | None:
+    """The class of the KV pool of this model; None keeps SGLang's choice for others."""
+    config = configurator.model_config.hf_config
+    if not isinstance(config, SALAConfig):
+        return None
+    from sala_sglang.attention.kv_pool import pool_class
+
+    return pool_class(config.sparse_geometry)
+
+
+def add_compressed_keys(result: int, configurator: Any, kvc: Any, num_layers: int) -> int | None:
+    """Bytes of a token in the KV pool with its share of compressed keys; None keeps SGLang's for other models."""
+    config = kvc.model_config.hf_config
+    if not isinstance(config, SALAConfig):
+        return None
+    from sglang.srt.runtime_context import get_parallel
+
+    kv_heads = kvc.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
+    itemsize = kvc.kv_cache_dtype.itemsize
+    geometry = config.sparse_geometry
+    return result + geometry.compressed_bytes_per_token(num_layers, kv_heads, config.head_dim, itemsize)

@@ -1,0 +1,1 @@
+"""A real SGLang server, for tests and benchmarks."""

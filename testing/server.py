@@ -1,0 +1,191 @@
+"""A running SGLang server: start, requests, log, counters, end."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import openai
+import torch
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 600  # a server that ends is noticed at once; imports alone take minutes on a busy machine
+STOP_SECONDS = 20
+PORTS = 20_000, 32_768
+# At rest SGLang publishes its gauges at least every 30 seconds. With a decode report at every step it also does so
+# as soon as the last request has ended.
+GAUGE_SECONDS = 40
+SERVER_ARGUMENTS = ("--enable-metrics", "--decode-log-interval", "1", "--log-level-http", "warning", "--sleep-on-idle")
+
+# What ends this process, `timeout` for example, interrupts it as Ctrl-C does, so that its servers end with it.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def server_environment(extra: dict[str, str]) -> dict[str, str]:
+    """This process's environment for a server: compiled kernels whatever the tests use, and one thread.
+
+    The tiny model is too small for more, and threads that wait for each other on a busy machine take minutes.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
+
+
+def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
+    """Variables that a server with ``--tp-size`` among its arguments needs on a small machine without a GPU."""
+    if "--tp-size" not in arguments:
+        return {}
+    ranks = int(arguments[arguments.index("--tp-size") + 1])
+    # SGLang binds each rank to cores and wants to be told which when there are more ranks than NUMA nodes.
+    # Its embedding is compiled with a C++ compiler under tensor parallelism, which a test machine need not have.
+    cores = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
+    return {"SGLANG_CPU_OMP_THREADS_BIND": cores, "TORCH_COMPILE_DISABLE": "1"}
+
+
+def free_port() -> int:
+    """A port that nothing listens on, outside the range from which systems give ports to outgoing connections.
+
+    One of those could be taken by anybody in the minute or more until the server binds it.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+class Server:
+    """``python -m sglang.launch_server`` on a free port, as a context manager.
+
+    model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
+    environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
+    Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "sglang.launch_server"),
+    ):
+        self.port = free_port()
+        device = () if torch.cuda.is_available() else ("--device", "cpu")
+        self.command = [sys.executable, *program, "--model-path", str(model), *device]
+        self.command += ["--port", str(self.port), *SERVER_ARGUMENTS, *arguments]
+        self.environment = server_environment(ranks_environment(arguments) | (environment or {}))
+        self.base_url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Server":
+        self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
+        self.process = subprocess.Popen(
+            self.command,
+            env=self.environment,
+            cwd=ROOT,  # where a program of this repository is found
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, to end SGLang's children with it
+        )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop()
+
+    @property
+    def log(self) -> str:
+        """Everything the server has printed so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0)
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def get(self, path: str) -> str:
+        """Body of the answer to GET ``path``. Raises urllib.error.URLError where there is none."""
+        with urllib.request.urlopen(f"{self.base_url}{path}", timeout=60) as answer:
+            return answer.read().decode()
+
+    def post(self, path: str, body: dict) -> dict:
+        """JSON answer to POST ``path``, such as SGLang's own ``/generate``."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.base_url}{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+            return json.load(answer)
+
+    def get_server_info(self) -> dict:
+        """Resolved options of the server and the state of its schedulers (``internal_states``)."""
+        return json.loads(self.get("/server_info"))
+
+    def flush_cache(self) -> None:
+        """Drop the prefix cache, and with it every page and snapshot that no request holds."""
+        self.get("/flush_cache?timeout=30")
+
+    def idle_counters(self) -> dict[str, float]:
+        """SGLang's counters at rest; zero each, unless something is still queued, running or leaked.
+
+        Waits for the requests to end, and then for the gauges to show it, which takes SGLang up to 30 seconds;
+        what is not zero by then is returned as it is. Pages and states that the prefix cache keeps count as free.
+        SGLang checks at rest that nothing is missing from its pools, and ends the server otherwise: see is_running.
+        """
+        deadline = time.monotonic() + GAUGE_SECONDS
+        while True:
+            counters = self._counters()
+            if not any(counters.values()) or time.monotonic() > deadline:
+                return counters
+            time.sleep(0.5)
+
+    def _counters(self) -> dict[str, float]:
+        (load,) = json.loads(self.get("/v1/loads?include=core,queues"))["loads"]
+        counters = {name: load[name] for name in ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")}
+        counters["num_grammar_reqs"] = load["queues"]["grammar"]
+        gauges = self.gauges()
+        for name in ("kv_used_tokens", "mamba_used_tokens"):
+            counters[name] = gauges[name]
+        return counters
+
+    def gauges(self) -> dict[str, float]:
+        """SGLang's metrics of one value each, by their names without the prefix ``sglang:``."""
+        lines = re.finditer(r"^sglang:(\w+)(?:\{[^}]*\})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+        return {match[1]: float(match[2]) for match in lines}
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if not self.is_running():
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self._log_tail()}")
+            try:
+                self.get("/health")
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        raise RuntimeError(f"the server was not ready after {START_SECONDS} s:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log.splitlines()[-60:])
+
+    def _stop(self) -> None:
+        if self.is_running():
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()

@@ -1,0 +1,1 @@
+"""Attention backends: plans of a step, and what is compiled when a server starts."""

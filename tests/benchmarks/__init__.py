@@ -1,0 +1,1 @@
+"""The benchmarks themselves: what they compute, and that each runs."""

@@ -1,0 +1,1 @@
+"""``sala-sglang eval``."""

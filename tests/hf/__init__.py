@@ -1,0 +1,1 @@
+"""The model in plain PyTorch, compared with formulas written out by hand."""

@@ -1,0 +1,1 @@
+"""Operators: every implementation against its reference, and the references against brute force."""

@@ -1,0 +1,1 @@
+"""Registration, refusals and hooks."""

@@ -1,0 +1,87 @@
+"""Arguments of a server: which are refused, and what the others become."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.arg_groups import overrides
+
+from sala_sglang.plugin.server_arguments import MAX_PREFILL_GRAPH_TOKENS, prefill_graph_default
+from tests.plugin.processes import resolve
+
+PUBLISHED = (
+    "--trust-remote-code --disable-radix-cache {backend} --chunked-prefill-size 8192 --max-running-requests 32 "
+    "--skip-server-warmup --port 31111 --dense-as-sparse"
+)
+# Arguments and what is allowed instead.
+REFUSED = {
+    "--attention-backend triton": "'sala'",
+    "--page-size 16": "64",
+    "--pp-size 2": "1",
+    "--tp-size 3": "1, 2, 4 (",
+    "--attn-cp-size 2 --tp-size 2": "1",
+    "--dcp-size 2 --tp-size 2": "1",
+    "--kv-cache-dtype fp8_e4m3": "'auto', 'bfloat16', 'bf16'",
+    "--kv-cache-dtype bf16 --dtype float32": "'auto'",
+    "--disaggregation-mode decode": "'null'",
+    "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
+    "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU
+    "--hicache-storage-backend file --enable-hierarchical-cache --hicache-io-backend direct": "None",
+}
+SIZES = dict.fromkeys(("cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill", "cuda_graph_config"))
+
+
+@pytest.fixture(scope="module")
+def served(tiny_checkpoint) -> str:
+    return f"--model {tiny_checkpoint} --device cpu"
+
+
+def test_published_lines_and_defaults_reach_our_backend(served):
+    plain, *published = resolve(
+        [served] + [f"{served} {PUBLISHED.format(backend=b)}" for b in ("--attention-backend minicpm_flashinfer", "")]
+    )
+    for found in (plain, *published):
+        assert found["attention_backend"] == "sala"
+        assert found["page_size"] == 64
+        assert found["config"] == "sala_sglang.config"
+    assert plain["mamba_radix_cache_strategy"] == "extra_buffer" and plain["dense_as_sparse"] is None
+    for found in published:
+        assert found["disable_radix_cache"] is True and found["dense_as_sparse"] == "1"
+
+
+@pytest.fixture(scope="module")
+def refusals(served) -> dict[str, str]:
+    results = resolve([f"{served} {arguments}" for arguments in REFUSED])
+    return {arguments: found.get("error", "no error") for arguments, found in zip(REFUSED, results, strict=True)}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
+    field, value = arguments.split()[:2]
+    error = refusals[arguments]
+    assert field[2:].replace("-", "_") in error and value in error and f"allowed: {REFUSED[arguments]}" in error
+
+
+def test_prefill_graphs_are_short_unless_the_user_names_a_size(served):
+    plain, named = resolve([served, f"{served} --cuda-graph-max-bs-prefill 1024"])
+    assert (plain["longest_prefill_graph"], named["longest_prefill_graph"]) == (512, 1024)
+
+
+def test_contradicting_switches_are_refused(served):
+    (found,) = resolve([f"{served} --dense-as-sparse"], SGLANG_MINICPM_FORCE_DENSE="1")
+    assert "SGLANG_MINICPM_DENSE_AS_SPARSE and SGLANG_MINICPM_FORCE_DENSE" in found["error"]
+
+
+@pytest.fixture
+def plain_arguments(monkeypatch):
+    monkeypatch.setattr(overrides, "resolution_result", getattr)
+
+
+def test_short_steps_alone(plain_arguments):
+    assert prefill_graph_default(SimpleNamespace(**SIZES)) == {"cuda_graph_max_bs_prefill": MAX_PREFILL_GRAPH_TOKENS}
+
+
+@pytest.mark.parametrize(
+    "given", [{"cuda_graph_max_bs_prefill": 64}, {"cuda_graph_bs_prefill": [8]}, {"cuda_graph_config": {"prefill": {}}}]
+)
+def test_what_was_asked_for_stays(plain_arguments, given):
+    assert prefill_graph_default(SimpleNamespace(**SIZES | given)) == {}

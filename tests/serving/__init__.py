@@ -1,0 +1,1 @@
+"""Whole servers, asked over HTTP."""

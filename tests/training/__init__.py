@@ -1,0 +1,1 @@
+"""The trainer of sala-tiny, and what it made."""
