@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     doctor = commands.add_parser("doctor", help="print what is installed, what would serve, and what is missing")
+    doctor.add_argument("--touches", action="store_true", help="print every touch on SGLang, and why, instead")
     doctor.set_defaults(run=_doctor)
 
     make = commands.add_parser("make-checkpoint", help="write a checkpoint with random weights")
@@ -118,7 +119,7 @@ def _tasks(value: str) -> tuple[str, ...]:
 def _doctor(options: argparse.Namespace) -> int:
     from sala_sglang import doctor
 
-    return doctor.run()
+    return doctor.print_touches() if options.touches else doctor.run()
 
 
 def _make_checkpoint(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``sala-sglang doctor``: what is installed here, what would serve, and what is missing.
+"""``sala-sglang doctor``: what is installed here, what would serve, and what is missing; and the ledger of touches.
 
 Nothing here imports SGLang, whose import takes longer than everything else together.
 """
@@ -10,10 +10,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from itertools import zip_longest
 from pathlib import Path
 from pkgutil import iter_modules
+from textwrap import wrap
 
 from sala_sglang import TESTED_SGLANG_VERSIONS, __version__
+from sala_sglang.plugin.touches import TOUCHES, Touch
+from sala_sglang.plugin.touches.touch import PROCESSES
 
 PLUGIN_GROUP, PLUGIN_NAME = "sglang.srt.plugins", "sala"
 REQUIRED_PACKAGES = ("sglang", "torch", "triton", "transformers")
@@ -21,6 +25,7 @@ OPTIONAL_PACKAGES = ("cuda-bindings", "flashinfer-python", "flash-linear-attenti
 KERNEL_MODULE = Path("/proc/driver/nvidia/version")  # not there under WSL
 RELEASED_HEADS = (128, 16)  # their dimension, and query heads per KV head
 MIN_COMPUTE_CAPABILITY = (8, 0)  # the first with bfloat16 arithmetic
+TARGET_WIDTH, REASON_WIDTH = 46, 52  # columns of the ledger, which with the gap between them make 100
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,41 @@ def _plugin() -> list[Finding]:
     elif allowed and PLUGIN_NAME not in allowed:
         off = f"SGLANG_PLUGINS={','.join(allowed)} leaves the plugin out; add {PLUGIN_NAME} or unset it"
     return [Finding("plugin", "switched off" if off else "installed and on", off)]
+
+
+def print_touches() -> int:
+    """Print every touch on SGLang by process, with its means, reason, end, and the thread at SGLang; returns 0."""
+    tested = ", ".join(TESTED_SGLANG_VERSIONS)
+    print(f"{len(TOUCHES)} touches on SGLang, tested with {tested}; installed: {_version_of('sglang') or 'none'}")
+    for process, meaning in PROCESSES.items():
+        print(f"\n{process.upper()}: {meaning}\n")
+        print(_row("what is touched, and how", "why, and until when"))
+        print(_row("-" * TARGET_WIDTH, "-" * REASON_WIDTH))
+        for touch in TOUCHES:
+            if touch.process == process:
+                print("\n".join([*_rows(touch), ""]))
+    return 0
+
+
+def _rows(touch: Touch) -> list[str]:
+    """The lines of one touch."""
+    means = f"{touch.how}: {', '.join(touch.names)}" if touch.names else touch.how
+    left = [*_wrap_path(touch.target), *wrap(f"[{means}]", TARGET_WIDTH, initial_indent="  ", subsequent_indent="  ")]
+    until = touch.until if touch.stays else f"until {touch.until}"
+    notes = [touch.why, touch.when and f"only: {touch.when}", until, touch.upstream]
+    right = [line for note in notes for line in wrap(note, REASON_WIDTH, break_on_hyphens=False)]
+    return [_row(*cells) for cells in zip_longest(left, right, fillvalue="")]
+
+
+def _row(target: str, reason: str) -> str:
+    return f"{target:<{TARGET_WIDTH}}  {reason}".rstrip()
+
+
+def _wrap_path(path: str) -> list[str]:
+    """A dotted path in lines that end with dots."""
+    lines = [""]
+    for part in path.replace(".", ".\n").split("\n"):
+        if lines[-1] and len(lines[-1] + part) > TARGET_WIDTH:
+            lines.append("  ")
+        lines[-1] += part
+    return lines

@@ -3,13 +3,16 @@
 
 shopt -s inherit_errexit
 
-SGLANG_VERSION=0.5.23
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 die() {
     echo "error: $*" >&2
     exit 1
 }
+
+# The newest of TESTED_SGLANG_VERSIONS, the last one in its line.
+SGLANG_VERSION="$(sed -n 's/^TESTED_SGLANG_VERSIONS = .*"\([0-9.a-z]*\)",*)$/\1/p' "$ROOT/sala_sglang/__init__.py")"
+[ -n "$SGLANG_VERSION" ] || die "sala_sglang/__init__.py names no tested version of SGLang"
 
 # parse_options ARGUMENTS: take --venv DIR and --index-url URL out of the arguments. Sets VENV, INDEX_URL and the
 # array REST of all other arguments.

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sala_sglang import cli, doctor
+from sala_sglang.plugin.touches import TOUCHES
+from sala_sglang.plugin.touches.touch import PROCESSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +54,28 @@ def test_doctor_reports_what_is_installed(capsys):
 
 def test_doctor_is_quick_because_it_leaves_sglang_alone():
     code = "import sys; from sala_sglang import doctor; doctor.run(); sys.exit('sglang' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_doctor_prints_the_ledger_in_100_columns(capsys):
+    assert cli.main(["doctor", "--touches"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 100
+    left = "".join(line[: doctor.TARGET_WIDTH].strip() for line in lines)
+    right = " ".join(line[doctor.TARGET_WIDTH :].strip() for line in lines)
+    for touch in TOUCHES:
+        assert f"{touch.target}[{touch.how}" in left
+        for text in (touch.why, touch.when, touch.until, touch.upstream):
+            assert text in right
+    for process in PROCESSES:
+        assert any(line.startswith(f"{process.upper()}: ") for line in lines)
+
+
+def test_ledger_needs_neither_sglang_nor_torch():
+    code = (
+        "import sys; from sala_sglang import doctor; doctor.print_touches(); "
+        "sys.exit(bool({'sglang', 'torch', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 

@@ -1,5 +1,11 @@
-"""The plugin: the only folder that touches SGLang's registries and hooks. ``touches.py`` lists every touch."""
+"""The plugin: the only folder that touches SGLang's registries and hooks. ``touches/`` lists every touch."""
 
-from sala_sglang.plugin.entry_point import register
 
-__all__ = ["register"]
+def register() -> None:
+    """Entry point of ``sglang.srt.plugins``; runs in every SGLang process.
+
+    Imports what it needs itself, because ``sala-sglang doctor --touches`` reads the ledger beside it and needs nothing.
+    """
+    from sala_sglang.plugin import entry_point
+
+    entry_point.register()

@@ -6,7 +6,7 @@ the attention backend has a name that only this plugin provides, and both the fr
 and every worker (``create_sparse_backend``) check that what will serve is this package.
 
 SGLang is touched in three steps, because importing its managers takes long and not every process needs them: here, in
-``http_requests.prepare_frontend`` and in ``worker.prepare_worker``. ``touches.py`` lists every touch.
+``http_requests.prepare_frontend`` and in ``worker.prepare_worker``. ``touches/`` lists every touch.
 """
 
 import logging
@@ -16,7 +16,7 @@ from sala_sglang import TESTED_SGLANG_VERSIONS, environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.plugin import cpu, server_arguments
-from sala_sglang.plugin.hooks import hook, hook_around
+from sala_sglang.plugin.hooks import hook_after, hook_around
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,6 @@ def _register() -> None:
     from sglang.srt.arg_groups.choices import add_attention_backend_choices
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.configs.linear_attn_model_registry import LinearAttnModelSpec, register_linear_attn_model
-    from sglang.srt.plugins.hook_registry import HookType
     from sglang.srt.utils.hf_transformers import common
     from transformers import AutoConfig
 
@@ -76,8 +75,8 @@ def _register() -> None:
     model_override_base._MODEL_OVERRIDE_FNS[ARCHITECTURE] = [server_arguments.model_overrides]
     register_resolution_hook("handle_cuda_graph_config")(server_arguments.limit_prefill_graphs)
     register_resolution_hook("handle_model_specific_adjustments")(server_arguments.adjust_arguments)
-    hook("sglang.srt.server_args.ServerArgs.add_cli_args", server_arguments.add_cli_args, HookType.AFTER)
-    hook("sglang.srt.server_args.ServerArgs.from_cli_args", server_arguments.from_cli_args, HookType.AROUND)
+    hook_after({"sglang.srt.server_args.ServerArgs.add_cli_args": server_arguments.add_cli_args})
+    hook_around({"sglang.srt.server_args.ServerArgs.from_cli_args": server_arguments.from_cli_args})
     if cpu.without_cuda():
         hook_around(cpu.HOOKS)
     # SGLang applies the hooks when all plugins have registered theirs.

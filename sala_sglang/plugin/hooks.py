@@ -3,30 +3,41 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sala_sglang.plugin.touches import TARGETS
+from sala_sglang.plugin.touches import HOOK_TARGETS
+from sala_sglang.plugin.touches.touch import AFTER, AROUND
 
 _registered: set[str] = set()
 
 
-def hook(target: str, function: Callable, kind: Any) -> None:
-    """Have SGLang run ``function`` with its ``target``; kind: a member of SGLang's HookType.
-
-    Raises KeyError for a target that is not in the ledger.
-    """
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if target not in TARGETS:
-        raise KeyError(f"{target} is not in the ledger, sala_sglang/plugin/touches.py")
-    HookRegistry.register(target, function, kind)
-    _registered.add(target)
-
-
 def hook_around(functions: Mapping[str, Callable]) -> None:
-    """Have each function run in place of its target, which it gets as first argument."""
+    """Have each function run in place of its target, which it gets as first argument.
+
+    Raises KeyError for a target that the ledger does not have as such a hook.
+    """
     from sglang.srt.plugins.hook_registry import HookType
 
+    _register(functions, AROUND, HookType.AROUND)
+
+
+def hook_after(functions: Mapping[str, Callable]) -> None:
+    """Have each function run with its target's result as first argument; what it returns replaces that, unless None.
+
+    Raises KeyError for a target that the ledger does not have as such a hook.
+    """
+    from sglang.srt.plugins.hook_registry import HookType
+
+    _register(functions, AFTER, HookType.AFTER)
+
+
+def _register(functions: Mapping[str, Callable], how: str, kind: Any) -> None:
+    """how: that of the ledger; kind: the same as a member of SGLang's HookType."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
     for target, function in functions.items():
-        hook(target, function, HookType.AROUND)
+        if HOOK_TARGETS.get(target) != how:
+            raise KeyError(f"{target} is not in the ledger, sala_sglang/plugin/touches, as {how!r}")
+        HookRegistry.register(target, function, kind)
+        _registered.add(target)
 
 
 def apply_hooks() -> None:

@@ -35,24 +35,9 @@ def prepare_frontend() -> None:
     """The touches that only the process of the HTTP server needs. Idempotent."""
     if "frontend" in _done:
         return
-    hook_around(hooks())
+    hook_around(HOOKS)
     apply_hooks()
     _done.add("frontend")
-
-
-def hooks() -> dict[str, Any]:
-    """SGLang's functions and what runs around them, in the process of the HTTP server."""
-    openai = "sglang.srt.entrypoints.openai"
-    manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
-    return {
-        "fastapi.routing.solve_dependencies": parse,
-        f"{openai}.serving_chat.OpenAIServingChat._convert_to_internal_request": convert,
-        f"{openai}.serving_completions.OpenAIServingCompletion._convert_to_internal_request": convert,
-        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments": normalize,
-        "sglang.srt.sampling.sampling_params.get_max_seq_length": stop_regex_length,
-        f"{manager}._init_req_state": register,
-        f"{manager}._create_tokenized_object": tokenize,
-    }
 
 
 @contextmanager
@@ -228,3 +213,17 @@ def _check_range(name: str, values: Iterable, lowest, highest) -> None:
     for value in values:
         if not isinstance(value, int | float) or not lowest <= value <= highest:
             raise ValueError(f"{name} = {value!r} is not supported; allowed: {lowest} to {highest}")
+
+
+_OPENAI = "sglang.srt.entrypoints.openai"
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+# SGLang's functions and what runs around them.
+HOOKS = {
+    "fastapi.routing.solve_dependencies": parse,
+    f"{_OPENAI}.serving_chat.OpenAIServingChat._convert_to_internal_request": convert,
+    f"{_OPENAI}.serving_completions.OpenAIServingCompletion._convert_to_internal_request": convert,
+    "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments": normalize,
+    "sglang.srt.sampling.sampling_params.get_max_seq_length": stop_regex_length,
+    f"{_MANAGER}._init_req_state": register,
+    f"{_MANAGER}._create_tokenized_object": tokenize,
+}

@@ -6,7 +6,7 @@ from typing import Any
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import cpu, hierarchical_cache, prefix_cache, scheduler_requests
-from sala_sglang.plugin.hooks import apply_hooks, hook, hook_around
+from sala_sglang.plugin.hooks import apply_hooks, hook_after, hook_around
 
 logger = logging.getLogger(__name__)
 
@@ -18,20 +18,10 @@ def prepare_worker(config: SALAConfig) -> None:
     if "worker" in _done:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.plugins.hook_registry import HookType
     from sglang.srt.runtime_context import get_memory
 
     register_attention_backend(BACKEND)(create_sparse_backend)
-    hook(
-        "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._hybrid_full_attention_pool_class",
-        choose_pool_class,
-        HookType.AFTER,
-    )
-    hook(
-        "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
-        add_compressed_keys,
-        HookType.AFTER,
-    )
+    hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS)
     if get_memory().enable_hierarchical_cache:
         hook_around(hierarchical_cache.HOOKS)
@@ -87,3 +77,11 @@ def add_compressed_keys(result: int, configurator: Any, kvc: Any, num_layers: in
     itemsize = kvc.kv_cache_dtype.itemsize
     geometry = config.sparse_geometry
     return result + geometry.compressed_bytes_per_token(num_layers, kv_heads, config.head_dim, itemsize)
+
+
+_CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+# SGLang's functions and what runs after them.
+POOL_HOOKS = {
+    f"{_CONFIGURATOR}._hybrid_full_attention_pool_class": choose_pool_class,
+    "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size": add_compressed_keys,
+}

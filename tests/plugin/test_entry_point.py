@@ -30,7 +30,7 @@ def test_hook_that_sglang_cannot_apply_is_an_error():
     code = (
         "from sala_sglang.plugin import hooks\n"
         "target = 'sglang.srt.server_args.ServerArgs.no_such_method'\n"
-        "hooks.TARGETS |= {target}\n"
+        "hooks.HOOK_TARGETS[target] = hooks.AROUND\n"
         "hooks.hook_around({target: print})\n"
         "hooks.apply_hooks()\n"
     )
