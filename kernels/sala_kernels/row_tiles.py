@@ -21,6 +21,14 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
     """Queries per tile and padded heads per group, both powers of two; their product is at least MIN_DOT_ROWS.
 
     A decode step has one row per request, so its tiles hold one query.
+
+    queries: [T, Hq, D], a floating dtype.
+    kv_heads: Hkv.
+    max_query_tokens: that of the PagedBatch, 1 for a decode step.
+
+    >>> queries = torch.empty(1000, 32, 128, dtype=torch.bfloat16)
+    >>> tile_shape(queries, kv_heads=2, max_query_tokens=1000), tile_shape(queries, kv_heads=2, max_query_tokens=1)
+    ((8, 16), (1, 16))
     """
     _, query_heads, head_dim = queries.shape
     heads = triton.next_power_of_2(query_heads // kv_heads)
@@ -32,27 +40,45 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
 
 
 def decode_splits(rows: int, few: int, many: int) -> int:
-    """Programs that share the context of a row in a decode step: ``few`` up to FEW_ROWS rows, ``many`` beyond."""
+    """Programs that share the context of a row in a decode step: ``few`` up to FEW_ROWS ``rows``, ``many`` beyond.
+
+    >>> FEW_ROWS, decode_splits(8, few=32, many=8), decode_splits(9, few=32, many=8)
+    (8, 32, 8)
+    """
     return few if rows <= FEW_ROWS else many
 
 
 def tile_count(rows: int, requests: int, tile_queries: int) -> int:
-    """Launch size that holds every tile of ``rows`` rows, however they divide over the requests."""
+    """Launch size that holds every tile of ``rows`` rows, however they divide over the ``requests``.
+
+    There are ``rows // tile_queries`` full tiles at most, and a partial one for every request:
+
+    >>> tile_count(10, requests=3, tile_queries=4)
+    5
+    """
     return rows if tile_queries == 1 else rows // tile_queries + requests
 
 
 def batch_arguments(batch: PagedBatch) -> tuple:
-    """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests."""
+    """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests.
+
+    With the ``batch`` of the example in sala_kernels.layout, whose rows of token_slots are 16 apart:
+
+    >>> batch_arguments(batch)[-2:]
+    (16, 2)
+    """
     tensors = batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows, batch.token_slots
     return *tensors, batch.token_slots.stride(0), batch.size
 
 
 @triton.jit
 def locate_tile(i_tile, p_query_start, p_kv_lens, requests, first_row, rows, TILE: tl.constexpr):
-    """Request, first row, number of rows (none if not positive) and position of the first row of a tile.
+    """Request, first row, number of rows (none if not positive) and position of the first row of a tile, all int32.
 
     The tiles cover rows first_row … first_row + rows − 1 of the step. Those of request b begin at tile
     ``start_b // TILE + b``, which leaves room for the partial last tile of every request before it.
+
+    p_query_start, p_kv_lens: pointers to those of the PagedBatch, [B+1] and [B] int32.
     """
     i_request = find_request(i_tile, p_query_start, requests, first_row, rows, TILE)
     # Tiles beyond the last request count as empty tiles of it.
@@ -103,7 +129,10 @@ def load_queries(
     HEADS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Queries of a tile, [TILE·HEADS, D]; rows and heads of the padding repeat the last real ones."""
+    """Queries of a tile, [TILE·HEADS, D]; rows and heads of the padding repeat the last real ones.
+
+    p_queries: pointer to queries [T, Hq, D] of any dtype, which the result has too; strides are in elements.
+    """
     o_m = tl.arange(0, TILE * HEADS)
     o_row = i_row + tl.minimum(o_m // HEADS, count - 1)
     o_head = i_kv_head * GROUP + tl.minimum(o_m % HEADS, GROUP - 1)
