@@ -1,20 +1,5 @@
 """What every sparse operator shares: the geometry of blocks and windows, and where a request's tokens lie.
 
-Symbols:
-
-T: query rows of the step, those of a request next to each other.
-B: requests of the step.
-Hq: query heads; those of a group are adjacent.
-Hkv: KV heads.
-G: query heads of a group, which share a KV head: ``G = Hq/Hkv``.
-H: heads of a lightning layer.
-D: head dimension.
-W: columns of a row, such as the hidden size.
-P: pages of the pool; a page holds a block.
-S: token slots of the pool: ``S = P·block_size``.
-NB: blocks of a request; the last one may be partial.
-K_SEL: selected blocks, the length of a row's list.
-
 Compressed keys are addressed by *slots*. Slot ``c`` of a stride ``s`` holds the mean over the window of
 keys that ends with token ``s·(c+1) − 1``, so slot ``c`` exists once that token does, is visible to query
 ``t`` iff ``c < (t+1)//s``, and lies in the page of its window's last token. Window ``j`` of the model

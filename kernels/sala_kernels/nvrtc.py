@@ -74,8 +74,8 @@ def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array:
     box: n, h and d, in elements.
 
     Returns 128 bytes, aligned as the driver wants them, to pass to a kernel by value.
-    Raises RuntimeError if the driver refuses it: strides have to be multiples of 16 bytes, and d at most 128 bytes.
-    Raises TypeError on another dtype.
+    Raises TypeError on another dtype, and RuntimeError if the driver refuses it: strides have to be multiples of 16
+    bytes, and d at most 128 bytes.
     """
     if tensor.dtype != torch.bfloat16:
         raise TypeError(f"a tensor map: expected torch.bfloat16, got {tensor.dtype}")

@@ -24,7 +24,7 @@ def lightning_chunk(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Chunk form, for requests with any number of rows in the step.
+    """Lightning attention in chunk form, for requests with any number of rows in the step.
 
     q, k, v: [T, H, D], one floating dtype, each token's heads contiguous; request b owns rows
         ``query_start[b]`` … ``query_start[b+1]−1``.

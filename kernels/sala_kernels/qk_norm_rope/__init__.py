@@ -22,7 +22,7 @@ def qk_norm_rope(
     ``x'_j·cos a_j − x'_{j+D/2}·sin a_j`` and ``x'_{j+D/2}·cos a_j + x'_j·sin a_j``.
 
     q: [T, H, D], a floating dtype (rows may be strided).
-    k: [T, Hk, D], same dtype (rows may be strided).
+    k: [T, Hk, D], same dtype, with a number of heads of its own (rows may be strided).
     q_weight, k_weight: [D], same dtype.
     positions: [T] integers, from 0.
     inv_freq: [D/2] float32.

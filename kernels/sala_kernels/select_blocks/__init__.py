@@ -15,7 +15,7 @@ def select_blocks(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Select blocks per query and KV head.
+    """Select blocks per query and KV head: the lists that sparse_attention reads.
 
     Per query t: ``LSE_h`` over visible K2 slots; ``P_c = Σ_h exp(scale·q_h·K1_c − LSE_h)`` over the heads of
     the group, rounded to the dtype of the queries; a block's score is the largest P of the windows that touch

@@ -69,7 +69,7 @@ def sparse_attention(
 def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:
     """Name of the implementation that serves calls with ``group`` query heads per KV head, unless one is asked for.
 
-    "cuda" where is_compiled_for is true, else contract.default_implementation of ``device``. ``dtype`` and ``head_dim``
+    "cuda" where is_compiled_for is true, else default_implementation of ``device``. ``dtype`` and ``head_dim``
     are those of queries, keys and values; ``block_size`` counts tokens.
 
     >>> serving_implementation(torch.device("cpu"), torch.bfloat16, head_dim=128, group=16, block_size=64)
