@@ -116,15 +116,14 @@ def test_members_are_described(node):
 def test_arguments_are_described(node):
     if script.is_device_function(node):
         return
-    described, text = entries(node), describe(node)
+    described, prose = entries(node), describe(node).split(">>>")[0]
     for argument in script.parameters(node):
         name, annotation = argument.arg, ast.unparse(argument.annotation)
-        is_one_tensor = annotation.startswith("torch.Tensor") and name != "tensors"
-        if is_one_tensor:
+        if annotation.startswith("torch.Tensor") and name != "tensors":  # these are any number of them
             assert name in described, f"{node.name}: a tensor {name} that is not described"
             assert SHAPES.search(described[name]), f"{node.name}: {name} without a shape"
             assert DTYPES.search(described[name]), f"{node.name}: {name} without a dtype"
-        assert name in COMMON_PARAMETERS or re.search(rf"\b{name}\b", text), f"{node.name}: nothing about {name}"
+        assert name in COMMON_PARAMETERS or re.search(rf"\b{name}\b", prose), f"{node.name}: nothing about {name}"
 
 
 @every_definition

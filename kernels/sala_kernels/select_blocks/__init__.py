@@ -29,7 +29,7 @@ def select_blocks(
     request's ``sparse_from`` are −1 throughout.
     Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
     Source: InfLLM-V2 (arXiv 2509.24663), section 3. Where it differs from the kernels of the released model
-    (infllmv2_cuda_impl), as in the normaliser and the windows that touch a block, these decide.
+    (infllmv2_cuda_impl), as in the windows that touch a block and the number of local ones, these decide.
 
     Block 2 of the first request has the only key that is not 0. It is the free pick beside block 0 and the current one,
     and the prompt of two tokens has one block:
