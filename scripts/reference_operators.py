@@ -15,6 +15,7 @@ PAGE = ROOT / "docs" / "reference" / "operators.md"
 IMPLEMENTATIONS = "reference", "triton", "cuda"
 FOR_CALLERS = "layout.py", "contract.py"  # the other modules beside the operators serve those who write kernels
 SYMBOLS = "Symbols of shapes:\n"  # begins the last part of the package's docstring
+HANDED_ON = "Arguments"  # class of what a contract passes on to its implementations; callers never see it
 LEADS = "Returns ", "Raises ", "Source: "  # of the paragraphs that follow the arguments
 ENTRY = re.compile(r"(\w+(?:, \w+)*): ")
 CODE, SHAPE = re.compile(r"``(.+?)``"), re.compile(r"(\w*\[[^\[\]]+\])")
@@ -47,7 +48,8 @@ def shared() -> list[Path]:
 
 def definitions(tree: ast.Module | ast.ClassDef) -> list[Definition]:
     """Public functions and classes, or the public members of a class."""
-    return [node for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")]
+    named = [node for node in tree.body if isinstance(node, Definition)]
+    return [node for node in named if not node.name.startswith("_") and node.name != HANDED_ON]
 
 
 def parameters(node: Definition) -> list[ast.arg]:

@@ -73,12 +73,10 @@ def batch_arguments(batch: PagedBatch) -> tuple:
 
 @triton.jit
 def locate_tile(i_tile, p_query_start, p_kv_lens, requests, first_row, rows, TILE: tl.constexpr):
-    """Request, first row, number of rows (none if not positive) and position of the first row of a tile, all int32.
+    """Request, first row, number of rows (none if not positive) and position of the first row of a tile.
 
     The tiles cover rows first_row … first_row + rows − 1 of the step. Those of request b begin at tile
     ``start_b // TILE + b``, which leaves room for the partial last tile of every request before it.
-
-    p_query_start, p_kv_lens: pointers to those of the PagedBatch, [B+1] and [B] int32.
     """
     i_request = find_request(i_tile, p_query_start, requests, first_row, rows, TILE)
     # Tiles beyond the last request count as empty tiles of it.
@@ -129,10 +127,7 @@ def load_queries(
     HEADS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Queries of a tile, [TILE·HEADS, D]; rows and heads of the padding repeat the last real ones.
-
-    p_queries: pointer to queries [T, Hq, D] of any dtype, which the result has too; strides are in elements.
-    """
+    """Queries of a tile, [TILE·HEADS, D]; rows and heads of the padding repeat the last real ones."""
     o_m = tl.arange(0, TILE * HEADS)
     o_row = i_row + tl.minimum(o_m // HEADS, count - 1)
     o_head = i_kv_head * GROUP + tl.minimum(o_m % HEADS, GROUP - 1)
