@@ -18,8 +18,8 @@ FIRST_CAPABILITY = 9  # Hopper
 def dependent_launch(device: torch.device) -> dict[str, bool]:
     """Keyword arguments of a launch on ``device``.
 
-    Its kernel takes DEPENDENT and calls ``meet_predecessor`` before it touches memory that others write. On Hopper and
-    later DEPENDENT is true, elsewhere a launch is an ordinary one:
+    Its kernel takes DEPENDENT and calls ``meet_predecessor`` before it touches memory that others write.
+    DEPENDENT is true on Hopper and later. Elsewhere a launch is an ordinary one:
 
     >>> dependent_launch(torch.device("cpu"))
     {'DEPENDENT': False}
