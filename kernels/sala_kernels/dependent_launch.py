@@ -19,6 +19,10 @@ def dependent_launch(device: torch.device) -> dict[str, bool]:
     """Keyword arguments of a launch on ``device``.
 
     Its kernel takes DEPENDENT and calls ``meet_predecessor`` before it touches memory that others write.
+    DEPENDENT is true on Hopper and later. Elsewhere a launch is an ordinary one:
+
+    >>> dependent_launch(torch.device("cpu"))
+    {'DEPENDENT': False}
     """
     return {"DEPENDENT": True, "launch_pdl": True} if _is_supported(device) else {"DEPENDENT": False}
 

@@ -1,13 +1,26 @@
 """What every sparse operator shares: the geometry of blocks and windows, and where a request's tokens lie.
 
-Symbols: ``T`` query rows of the step, ``B`` requests, ``Hq``/``Hkv`` query/KV heads, ``G = Hq/Hkv``,
-``D`` head dimension, ``K_SEL`` selected blocks, ``NB`` blocks of a request.
-
 Compressed keys are addressed by *slots*. Slot ``c`` of a stride ``s`` holds the mean over the window of
 keys that ends with token ``s·(c+1) − 1``, so slot ``c`` exists once that token does, is visible to query
 ``t`` iff ``c < (t+1)//s``, and lies in the page of its window's last token. Window ``j`` of the model
 specification is slot ``j + overlap``; the first ``overlap`` slots would begin before the prompt and stay
 unused.
+
+The examples of the operators use this ``geometry`` and this ``batch``, a decode step of one request beside the
+prompt of another:
+
+>>> geometry = SparseGeometry(block_size=4, kernel_size=2, kernel_stride=1, local_blocks=0, selected_blocks=3)
+>>> batch = PagedBatch(
+...     query_start=torch.tensor([0, 1, 3], dtype=torch.int32),  # row 0; rows 1 and 2
+...     kv_lens=torch.tensor([16, 2], dtype=torch.int32),
+...     sparse_from=torch.tensor([0, 0], dtype=torch.int32),  # all rows select blocks
+...     request_rows=torch.tensor([0, 1]),
+...     token_slots=torch.arange(4, 36, dtype=torch.int32).view(2, 16),  # pages 1 to 4; page 5 and following
+...     max_query_tokens=2,
+...     max_kv_tokens=16,
+... )
+>>> batch.pages(0, geometry.block_size), batch.pages(1, geometry.block_size)
+(tensor([1, 2, 3, 4]), tensor([5]))
 """
 
 from dataclasses import dataclass
@@ -23,6 +36,22 @@ class SparseGeometry:
 
     Units are tokens (``*_size``, ``kernel_stride``, ``dense_len``) or blocks (``*_blocks``).
     ``local_blocks`` counts the blocks before the current one; the current one is always taken too.
+
+    block_size: tokens of a block, and of a page.
+    kernel_size: tokens of a K1 window.
+    kernel_stride: tokens from one K1 window to the next. K2 windows and strides are four times those of K1.
+    init_blocks: blocks from the first on that every row takes.
+    local_blocks: blocks before the current one that every row takes.
+    selected_blocks: blocks that a row takes in all, the forced ones among them.
+    dense_len: a prompt of fewer tokens attends to everything. For callers, who set ``sparse_from`` by it.
+
+    Source: InfLLM-V2 (arXiv 2509.24663), section 3; values from ``sparse_config`` of the released config.json.
+
+    >>> released = SparseGeometry()
+    >>> released.fine_rows, released.coarse_rows, released.page_rows, released.overlap
+    (4, 1, 5, 1)
+    >>> released.compressed_bytes_per_token(layers=8, kv_heads=2, head_dim=128, itemsize=2)
+    320
     """
 
     block_size: int = 64
@@ -40,6 +69,7 @@ class SparseGeometry:
 
     @property
     def coarse_stride(self) -> int:
+        """Tokens from one K2 window to the next."""
         return COARSE_FACTOR * self.kernel_stride
 
     @property
@@ -67,7 +97,8 @@ class SparseGeometry:
 class PagedBatch:
     """The requests of one step and where their tokens lie in the paged pools.
 
-    query_start: [B+1] int32; request b owns rows query_start[b] … query_start[b+1]−1 of the step.
+    query_start: [B+1] int32; request b owns rows ``query_start[b]`` … ``query_start[b+1]−1`` of the step. Rows behind
+        the last request are nobody's, and what sparse operators leave there is not defined.
     kv_lens: [B] int32; tokens of the request including this step's. Its queries are the last of them.
     sparse_from: [B] int32; queries at this position and behind it select blocks, those before attend to every block.
     request_rows: [B] int64; the request's row of ``token_slots``.
@@ -75,6 +106,13 @@ class PagedBatch:
         lies in page ``token_slots[row, j·block_size] // block_size``.
     max_query_tokens, max_kv_tokens: host-side upper bounds on a request's rows and length; they size
         launch grids and scratch, never results.
+
+    With the batch of the example above:
+
+    >>> batch.rows(1)
+    (slice(1, 3, None), tensor([0, 1]))
+    >>> batch.slots(1)
+    tensor([20, 21])
     """
 
     query_start: torch.Tensor
@@ -87,6 +125,7 @@ class PagedBatch:
 
     @property
     def size(self) -> int:
+        """Number of requests, B."""
         return self.kv_lens.shape[0]
 
     def rows(self, request: int) -> tuple[slice, torch.Tensor]:

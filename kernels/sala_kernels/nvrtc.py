@@ -12,7 +12,15 @@ TENSOR_MAP_WORDS, TENSOR_MAP_ALIGNMENT = 16, 64  # of eight bytes; bytes
 
 
 class CudaKernel:
-    """One function of a compiled source, loaded for one device."""
+    """One function of a compiled source, loaded for one device.
+
+    binary: machine code, as compile_source returns it.
+    name: of the function, declared extern "C".
+    device: where the function is loaded, and launched.
+    shared_bytes: dynamic shared memory of a program, in bytes.
+
+    Raises RuntimeError with CUDA's error where the driver cannot load or launch it.
+    """
 
     def __init__(self, binary: bytes, name: str, device: torch.device, shared_bytes: int):
         with torch.cuda.device(device):
@@ -24,7 +32,10 @@ class CudaKernel:
         self._device, self._shared_bytes = device, shared_bytes
 
     def launch(self, grid: tuple[int, int], threads: int, arguments: Sequence) -> None:
-        """Launch on torch's current stream; ``arguments`` are ctypes values, as the source declares them."""
+        """Launch on torch's current stream; ``arguments`` are ctypes values, as the source declares them.
+
+        ``grid`` counts programs, ``threads`` those of a program.
+        """
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         stream = torch.cuda.current_stream(self._device).cuda_stream
         with torch.cuda.device(self._device):
@@ -36,7 +47,10 @@ class CudaKernel:
 
 
 def compile_source(path: Path, definitions: Mapping[str, int], architecture: str) -> bytes:
-    """Machine code of ``path`` for ``architecture``, such as sm_90a. Raises RuntimeError with the compiler's words."""
+    """Machine code of ``path`` for ``architecture``, such as sm_90a, with ``definitions`` as macros.
+
+    Raises RuntimeError with the compiler's words.
+    """
     program = _checked(nvrtc.nvrtcCreateProgram(path.read_bytes(), path.name.encode(), 0, [], []))
     words = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in definitions.items())]
     options = [word.encode() for word in words]
@@ -56,7 +70,12 @@ def compile_source(path: Path, definitions: Mapping[str, int], architecture: str
 def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array:
     """Descriptor of a bfloat16 tensor [N, H, D], to copy boxes [n, h, d] into shared memory with 128-byte swizzle.
 
-    Raises RuntimeError if the driver refuses it: strides have to be multiples of 16 bytes, and d at most 128 bytes.
+    tensor: [N, H, D] bfloat16 on a CUDA device, the last dimension contiguous.
+    box: n, h and d, in elements.
+
+    Returns 128 bytes, aligned as the driver wants them, to pass to a kernel by value.
+    Raises TypeError on another dtype, and RuntimeError if the driver refuses it: strides have to be multiples of 16
+    bytes, and d at most 128 bytes.
     """
     if tensor.dtype != torch.bfloat16:
         raise TypeError(f"a tensor map: expected torch.bfloat16, got {tensor.dtype}")

@@ -21,6 +21,14 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
     """Queries per tile and padded heads per group, both powers of two; their product is at least MIN_DOT_ROWS.
 
     A decode step has one row per request, so its tiles hold one query.
+
+    queries: [T, Hq, D], a floating dtype.
+    kv_heads: Hkv.
+    max_query_tokens: that of the PagedBatch, 1 for a decode step.
+
+    >>> queries = torch.empty(1000, 32, 128, dtype=torch.bfloat16)
+    >>> tile_shape(queries, kv_heads=2, max_query_tokens=1000), tile_shape(queries, kv_heads=2, max_query_tokens=1)
+    ((8, 16), (1, 16))
     """
     _, query_heads, head_dim = queries.shape
     heads = triton.next_power_of_2(query_heads // kv_heads)
@@ -32,17 +40,33 @@ def tile_shape(queries: torch.Tensor, kv_heads: int, max_query_tokens: int) -> t
 
 
 def decode_splits(rows: int, few: int, many: int) -> int:
-    """Programs that share the context of a row in a decode step: ``few`` up to FEW_ROWS rows, ``many`` beyond."""
+    """Programs that share the context of a row in a decode step: ``few`` up to FEW_ROWS ``rows``, ``many`` beyond.
+
+    >>> FEW_ROWS, decode_splits(8, few=32, many=8), decode_splits(9, few=32, many=8)
+    (8, 32, 8)
+    """
     return few if rows <= FEW_ROWS else many
 
 
 def tile_count(rows: int, requests: int, tile_queries: int) -> int:
-    """Launch size that holds every tile of ``rows`` rows, however they divide over the requests."""
+    """Launch size that holds every tile of ``rows`` rows, however they divide over the ``requests``.
+
+    There are ``rows // tile_queries`` full tiles at most, and a partial one for every request:
+
+    >>> tile_count(10, requests=3, tile_queries=4)
+    5
+    """
     return rows if tile_queries == 1 else rows // tile_queries + requests
 
 
 def batch_arguments(batch: PagedBatch) -> tuple:
-    """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests."""
+    """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests.
+
+    With the ``batch`` of the example in sala_kernels.layout, whose rows of token_slots are 16 apart:
+
+    >>> batch_arguments(batch)[-2:]
+    (16, 2)
+    """
     tensors = batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows, batch.token_slots
     return *tensors, batch.token_slots.stride(0), batch.size
 

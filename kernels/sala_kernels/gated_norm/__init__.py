@@ -14,11 +14,23 @@ def gated_norm(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """``RMSNorm(x; weight) ⊙ sigmoid(gate)``: x, gate [T, W] (rows may be strided), weight [W] -> [T, W].
+    """``RMSNorm(x; weight) ⊙ sigmoid(gate)`` with ``RMSNorm(x; weight) = x / √(mean(x²) + eps) ⊙ weight``.
 
+    x, gate: [T, W], one floating dtype (rows may be strided).
+    weight: [W], same dtype.
+    eps: added to the mean of squares.
     mean_square: [T] float32 mean of x² over the full width, for callers that hold a shard of it: the sum of all
-    shards' mean_square_part. Computed from x otherwise. Rounds as the released model does: after the division,
-    the weight, the sigmoid and the product. Raises ValueError or TypeError on a shape or dtype that does not fit.
+        shards' mean_square_part. Computed from x otherwise.
+
+    Returns [T, W]. Rounds as the released model does: after the division, the weight, the sigmoid and the product.
+    Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
+    Source: ``o_norm`` and ``z_proj`` of the released modelling code; RMSNorm is arXiv 1910.07467.
+
+    The mean of squares is 4, and a gate of 0 halves:
+
+    >>> x, weight = torch.tensor([[2.0, -2.0]]), torch.tensor([1.0, 3.0])
+    >>> gated_norm(x, torch.zeros(1, 2), weight, eps=0.0)
+    tensor([[ 0.5000, -1.5000]])
     """
     check_shapes(x=(x, "T W"), gate=(gate, "T W"), weight=(weight, "W"))
     check_dtypes(x.dtype, gate=gate, weight=weight)
@@ -29,10 +41,21 @@ def gated_norm(
 
 
 def mean_square_part(x: torch.Tensor, full_width: int, rows: int, *, implementation: str | None = None) -> torch.Tensor:
-    """What a shard x [T, W] (rows may be strided) adds to the mean of squares of rows of ``full_width`` columns.
+    """What a shard x adds to the mean of squares of rows of ``full_width`` columns: ``Σ x² / full_width`` per row.
 
-    Returns [rows] float32: ``Σ x² / full_width`` per row, and 0 in the rows from T on, so that a group can add the
-    parts up in units of its own. Raises ValueError unless W ≤ full_width and T ≤ rows.
+    x: [T, W], a floating dtype (rows may be strided).
+    full_width: columns of all shards together, at least W.
+    rows: length of the result, at least T.
+
+    Returns [rows] float32: the sums, and 0 in the rows from T on, so that a group can add the parts up in units of its
+    own.
+    Raises ValueError on a shape that does not fit, and unless W ≤ full_width and T ≤ rows.
+    Source: the mean in RMSNorm (arXiv 1910.07467), taken apart over shards.
+
+    One row, ``(3² + 4²) / 10``, and room for three:
+
+    >>> mean_square_part(torch.tensor([[3.0, 4.0]]), full_width=10, rows=3)
+    tensor([2.5000, 0.0000, 0.0000])
     """
     sizes = check_shapes(x=(x, "T W"))
     for name, least, given in (("full_width", sizes["W"], full_width), ("rows", sizes["T"], rows)):

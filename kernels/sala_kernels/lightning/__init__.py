@@ -24,19 +24,34 @@ def lightning_chunk(
     *,
     implementation: str | None = None,
 ) -> torch.Tensor:
-    """Chunk form, for requests with any number of rows in the step.
+    """Lightning attention in chunk form, for requests with any number of rows in the step.
 
-    q, k, v: [T, H, D], each token's heads contiguous; request b owns rows query_start[b] … query_start[b+1]−1
-    (query_start [B+1] int32 from 0; rows past the last request are 0).
+    q, k, v: [T, H, D], one floating dtype, each token's heads contiguous; request b owns rows
+        ``query_start[b]`` … ``query_start[b+1]−1``.
     states: [slots, H, D (of k), D (of v)] float32, each slot contiguous; read as the state before the step,
-    written in place.
+        written in place.
     state_slots: [B] int32; −1 skips the request, whose rows are then 0.
+    query_start: [B+1] int32 from 0; rows past the last request are 0.
     snapshot_slots: [B] int32; where to store the state after ``snapshot_tokens[b]`` rows of the request as
-    well, −1 for nowhere. snapshot_tokens [B] int32 must be a multiple of CHUNK_TOKENS, at most the rows; 0 is
-    the state before the step. No two requests may write the same slot.
-    log_decay: [H] float32, negative. Returns [T, H, D] in the dtype of q; sums are float32 or better, and on a GPU
-    float32 factors keep 16 bits beside bfloat16, and 11 beside float16. Raises ValueError or TypeError on a shape or
-    dtype that does not fit.
+        well, −1 for nowhere. No two requests may write the same slot.
+    snapshot_tokens: [B] int32; a multiple of CHUNK_TOKENS, at most the rows; 0 is the state before the step.
+    log_decay: [H] float32, negative.
+    scale: factor of the outputs, ``D^−½`` in the released model.
+
+    Returns [T, H, D] in the dtype of q; sums are float32 or better, and on a GPU float32 factors keep 16 bits beside
+    bfloat16, and 11 beside float16.
+    Raises ValueError on a shape or stride that does not fit, TypeError on a dtype that does not fit.
+    Source: Lightning Attention-2 (arXiv 2401.04658), section 3; in the released modelling code the simple_gla of
+    flash-linear-attention with a constant decay per head.
+
+    With q = k = 1 and a decay of ½ every output is half the one before plus the value:
+
+    >>> one, states = torch.ones(3, 1, 1), torch.zeros(1, 1, 1, 1)
+    >>> slot, rows, decay = torch.tensor([0]).int(), torch.tensor([0, 3]).int(), torch.tensor([0.5]).log()
+    >>> lightning_chunk(one, one, one, states, slot, rows, slot - 1, slot, decay, scale=1.0).flatten()
+    tensor([1.0000, 1.5000, 1.7500])
+    >>> states.item()
+    1.75
     """
     check_arguments(q, k, v, states, state_slots, snapshot_slots, log_decay)
     check_shapes(
@@ -60,7 +75,20 @@ def check_arguments(
     snapshot_slots: torch.Tensor,
     log_decay: torch.Tensor,
 ) -> None:
-    """Raise ValueError or TypeError unless these fit the contracts of lightning attention."""
+    """Raise ValueError or TypeError unless these fit the contracts of lightning attention.
+
+    q, k, v: [T, H, D], one dtype, entries of dimension 0 contiguous.
+    states: [slots, H, D, D] float32, or float64 for references, entries of dimension 0 contiguous.
+    state_slots, snapshot_slots: [B] int32.
+    log_decay: [H] float32.
+
+    Raises ValueError on a shape or stride that does not fit, TypeError on a dtype that does not fit.
+
+    >>> q, slot = torch.zeros(3, 4, 8), torch.tensor([0]).int()
+    >>> check_arguments(q, q, q, torch.zeros(1, 2, 8, 8), slot, slot, torch.zeros(4))
+    Traceback (most recent call last):
+    ValueError: states: expected H = 4, got shape [1, 2, 8, 8]
+    """
     check_shapes(
         q=(q, "T H D"),
         k=(k, "T H D"),

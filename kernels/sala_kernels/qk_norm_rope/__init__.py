@@ -16,11 +16,31 @@ def qk_norm_rope(
     *,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q: [T, H, D], k: [T, Hk, D] (rows may be strided), weights [D], positions [T] int, inv_freq [D/2] float32.
+    """RMSNorm and rotation of every head of q and k.
 
-    The norm rounds as the released model does: once after the division, once after the weight. The rotation
-    is computed in float32 or better and rounded once. Returns new contiguous q and k. Raises ValueError or
-    TypeError on a shape or dtype that does not fit.
+    With ``x' = x / √(mean(x²) + eps)·weight`` and angles ``a_j = position·inv_freq_j``, dimensions j and j + D/2 become
+    ``x'_j·cos a_j − x'_{j+D/2}·sin a_j`` and ``x'_{j+D/2}·cos a_j + x'_j·sin a_j``.
+
+    q: [T, H, D], a floating dtype (rows may be strided).
+    k: [T, Hk, D], same dtype, with a number of heads of its own (rows may be strided).
+    q_weight, k_weight: [D], same dtype.
+    positions: [T] integers, from 0.
+    inv_freq: [D/2] float32.
+    eps: added to the mean of squares.
+
+    Returns new contiguous q and k. The norm rounds as the released model does: once after the division, once after the
+    weight. The rotation is computed in float32 or better and rounded once.
+    Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
+    Source: the lightning layers of the released modelling code; RMSNorm is arXiv 1910.07467, the rotation arXiv
+    2104.09864.
+
+    The norm makes twos ones, and the second row is turned by a right angle:
+
+    >>> q, one = torch.full((2, 1, 2), 2.0), torch.ones(2)
+    >>> rotated, _ = qk_norm_rope(q, q, one, one, torch.tensor([0, 1]), torch.tensor([torch.pi / 2]), eps=0.0)
+    >>> rotated[:, 0].round()
+    tensor([[ 1.,  1.],
+            [-1.,  1.]])
     """
     check_shapes(
         {"D/2": q.shape[-1] // 2},

@@ -14,10 +14,21 @@ def scaled_add_norm(
     *,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``h = residual + scale·x`` and ``RMSNorm(h; weight)``: x, residual [T, W], weight [W].
+    """``h = residual + scale·x`` and ``RMSNorm(h; weight) = h / √(mean(h²) + eps) ⊙ weight``.
+
+    x, residual: [T, W], one floating dtype.
+    scale: factor of x; ``scale_depth / √layers`` in the released model.
+    weight: [W], same dtype.
+    eps: added to the mean of squares.
 
     Returns (normed, h), both [T, W] and new. Rounds as the released model does: after the product, the sum,
-    the division and the weight. Raises ValueError or TypeError on a shape or dtype that does not fit.
+    the division and the weight.
+    Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
+    Source: the decoder layer of the released modelling code; RMSNorm is arXiv 1910.07467.
+
+    >>> x, residual, weight = torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, -3.0]]), torch.tensor([1.0, 10.0])
+    >>> scaled_add_norm(x, residual, 0.5, weight, eps=0.0)
+    (tensor([[  1., -10.]]), tensor([[ 2., -2.]]))
     """
     check_shapes(x=(x, "T W"), residual=(residual, "T W"), weight=(weight, "W"))
     check_dtypes(x.dtype, residual=residual, weight=weight)

@@ -6,10 +6,18 @@ from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
 
 
 def sigmoid_gate(x: torch.Tensor, gate: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """``x ⊙ sigmoid(gate)``: x, gate [T, W] (rows may be strided) -> [T, W].
+    """``x ⊙ sigmoid(gate)``.
 
-    Rounds as the released model does: after the sigmoid and after the product. Raises ValueError or TypeError on a
-    shape or dtype that does not fit.
+    x, gate: [T, W], one floating dtype (rows may be strided).
+
+    Returns [T, W]. Rounds as the released model does: after the sigmoid and after the product.
+    Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
+    Source: ``o_gate`` in the sparse layers of the released modelling code.
+
+    A gate of 0 halves, one of 100 is open:
+
+    >>> sigmoid_gate(torch.tensor([[4.0, 6.0]]), torch.tensor([[0.0, 100.0]]))
+    tensor([[2., 6.]])
     """
     check_shapes(x=(x, "T W"), gate=(gate, "T W"))
     check_dtypes(x.dtype, gate=gate)

@@ -8,10 +8,19 @@ MAX_ROWS = 64
 
 
 def skinny_linear(x: torch.Tensor, weight: torch.Tensor, *, implementation: str | None = None) -> torch.Tensor:
-    """``x · weightᵀ``: x [T, K] with T at most MAX_ROWS, weight [N, K], both with contiguous rows -> [T, N].
+    """``x · weightᵀ`` for a few rows.
 
-    Sums are float32 or better. Early launches read weights before the kernel in front of them on the stream has ended,
-    so that one must not write them. Raises ValueError or TypeError on a shape or dtype that does not fit.
+    x: [T, K] with T at most MAX_ROWS, a floating dtype, rows contiguous.
+    weight: [N, K], same dtype, rows contiguous.
+
+    Returns [T, N]; sums are float32 or better. Early launches read weights before the kernel in front of them on the
+    stream has ended, so that one must not write them.
+    Raises ValueError on a shape or stride that does not fit and on more than MAX_ROWS rows, TypeError on a dtype that
+    does not fit.
+    Source: the linear layers of the released modelling code, which have no bias.
+
+    >>> skinny_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]))
+    tensor([[11., 17., 23.]])
     """
     check_shapes(x=(x, "T K"), weight=(weight, "N K"))
     check_dtypes(x.dtype, weight=weight)
