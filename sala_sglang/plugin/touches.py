@@ -28,7 +28,7 @@ class Touch:
 
 
 _AROUND, _AFTER, _REGISTRY, _VARIABLE, _REPLACED = "hook around", "hook after", "registry", "variable", "replaced"
-_NO_CUDA, _HIERARCHICAL = "machines without CUDA", "--enable-hierarchical-cache"
+_NO_CUDA, _HIERARCHICAL, _LORA = "machines without CUDA", "--enable-hierarchical-cache", "--enable-lora"
 _OFFICIAL = "stays: this is how SGLang is extended"
 
 
@@ -170,6 +170,31 @@ _HIERARCHICAL_HOOKS = {
         "SGLang asks it for the keys of the tree",
     ),
 }
+_LORA_HOOKS = {
+    "sglang.srt.lora.utils.get_normalized_target_modules": (
+        "q, k, v and gate are one layer here, whose name SGLang does not know",
+        "SGLang lets a model name its merged layers",
+    ),
+    "sglang.srt.lora.utils.auto_detect_lora_target_modules": (
+        "SGLang leaves layers out of all-linear whose names it does not know",
+        "SGLang lets a model name its merged layers",
+    ),
+    "sglang.srt.lora.lora_manager.LoRAManager.validate_new_adapter": (
+        "SGLang loads adapters and leaves out biases, whole layers and single rows without a word",
+        "SGLang refuses them",
+    ),
+    "sglang.srt.lora.lora.LoRAAdapter._normalize_weights": (
+        "stacks the tensors as this model's layers are, KV heads copied, ranks and factors of single layers kept",
+        "SGLang lets a model stack them",
+    ),
+}
+_UNPINNED = {
+    f"sglang.srt.lora.{module}.torch": (
+        "tables of LoRA are pinned, which needs a driver",
+        "SGLang pins only where there is an accelerator",
+    )
+    for module in ("layers", "backend.torch_backend")
+}
 _HOST_COPIES = {
     f"sglang.srt.mem_cache.{module}.{name}": (
         "SGLang's library has copies between pools and host for GPUs only",
@@ -230,6 +255,8 @@ TOUCHES: tuple[Touch, ...] = (
     ),
     *_hooks(WORKER, _POOL_HOOKS, _AFTER),
     *_hooks(WORKER, _WORKER_HOOKS),
+    *_hooks(WORKER, _LORA_HOOKS, when=_LORA),
+    *_hooks(WORKER, _UNPINNED, _REPLACED, f"{_LORA} on {_NO_CUDA}"),
     *_hooks(WORKER, _HIERARCHICAL_HOOKS, when=_HIERARCHICAL),
     *_hooks(WORKER, _HOST_COPIES, _REPLACED, f"{_HIERARCHICAL} on {_NO_CUDA}"),
 )
