@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sala_sglang.hf import MiniCPMSALAForCausalLM
+from sala_sglang.config import SALAConfig
+from testing.lora_adapters import changes, write_adapter
 from testing.server import Server
 from tests.serving.client import random_prompt
-from tests.serving.lora_adapters import merge, write_adapter
 from tests.serving.oracle import Answer, Oracle
 
 TOLERANCE = 1e-4  # as in test_equality
@@ -28,15 +28,10 @@ LATE = {"rank": 3}  # loaded while the server runs
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_checkpoint) -> MiniCPMSALAForCausalLM:
-    return MiniCPMSALAForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def folders(plain, tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("adapters")
+def folders(tiny_checkpoint, tmp_path_factory) -> dict[str, Path]:
+    root, config = tmp_path_factory.mktemp("adapters"), SALAConfig.from_pretrained(tiny_checkpoint)
     options = ADAPTERS | {"late": LATE}
-    return {name: write_adapter(root / name, plain, seed=seed, **options[name]) for seed, name in enumerate(options)}
+    return {name: write_adapter(root / name, config, seed=seed, **options[name]) for seed, name in enumerate(options)}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,9 @@ def oracles(tiny_checkpoint, folders) -> dict[str | None, Oracle]:
     found: dict[str | None, Oracle] = {None: Oracle(tiny_checkpoint)}
     for name, folder in folders.items():
         found[name] = Oracle(tiny_checkpoint)
-        merge(found[name].model, folder)
+        with torch.no_grad():
+            for weight, change in changes(folder):
+                found[name].model.get_parameter(weight).add_(change)
     return found
 
 
