@@ -13,7 +13,8 @@ from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.plugin import cpu, hierarchical_cache
 from sala_sglang.plugin.hooks import check_hooks
-from sala_sglang.plugin.http_requests import prepare_frontend
+from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
+from sala_sglang.plugin.lifetime import have_children_end
 from sala_sglang.plugin.prefix_cache import use_python_tree_with_another_torch
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,9 @@ def adjust_arguments(server_args: Any, previous) -> None:
     _declare_sizes(server_args, config)
     previous(server_args)
     prepare_frontend()
+    if resolution_result(server_args, "tokenizer_worker_num") > 1:
+        prepare_http_workers()
+    have_children_end()
     if resolution_result(server_args, "attention_backend") != BACKEND:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
 

@@ -88,6 +88,10 @@ _FRONTEND_HOOKS = {
     ),
 }
 _WORKER_HOOKS = {
+    "sglang.srt.managers.scheduler.Scheduler.handle_generate_request": (
+        "values that tensors cannot take would end the scheduler, through whatever entry point they come",
+        "SGLang's scheduler survives every message",
+    ),
     "sglang.srt.mem_cache.common._req_radix_key": (
         "keys of dense prompts carry a mark, so that sparse ones never reuse their pages, nor the other way round",
         "SGLang lets a model add to the key of a request",
@@ -237,6 +241,14 @@ TOUCHES: tuple[Touch, ...] = (
         "SGLang lets a plugin add arguments",
     ),
     *_hooks(EVERY, _CPU_HOOKS, when=_NO_CUDA),
+    Touch(
+        "SGLANG_HTTP_SERVER_APP_PATH",
+        _VARIABLE,
+        FRONTEND,
+        "SGLang starts several processes for HTTP without its plugins; ours checks requests there too",
+        "SGLang loads plugins there",
+        "--tokenizer-worker-num",
+    ),
     Touch(
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND",
         _VARIABLE,
