@@ -19,6 +19,9 @@ FORCE_DENSE = "SGLANG_MINICPM_FORCE_DENSE"
 SNAPSHOT_SPACING = "SALA_SNAPSHOT_SPACING"
 DEFAULT_SNAPSHOT_SPACING = 8192
 
+# Set by the plugin itself for the processes of a server: they end when the one that started them has ended.
+END_WITH_PARENT = "SALA_END_WITH_PARENT"
+
 NEVER_SPARSE = 2**31 - 1  # tokens; longer than any context
 
 

@@ -12,10 +12,13 @@ def one_request(engine, prompt: list[int], new_tokens: int) -> tuple[float, floa
     return arrivals[0][0][0] - start, decode_seconds(arrivals)
 
 
-def stream(engine, prompts: list[list[int]], new_tokens: int) -> list[list[tuple[float, int]]]:
-    """Run the prompts at once; for each, when how many of its tokens had come: (seconds, tokens) in order."""
+def stream(engine, prompts: list[list[int]], new_tokens: int, **request) -> list[list[tuple[float, int]]]:
+    """Run the prompts at once; for each, when how many of its tokens had come: (seconds, tokens) in order.
+
+    request: further arguments of ``engine.generate``.
+    """
     arrivals = [[] for _ in prompts]
-    for chunk in engine.generate(input_ids=prompts, sampling_params=greedy(new_tokens), stream=True):
+    for chunk in engine.generate(input_ids=prompts, sampling_params=greedy(new_tokens), stream=True, **request):
         arrivals[chunk["index"]].append((time.perf_counter(), chunk["meta_info"]["completion_tokens"]))
     counts = [seen[-1][1] if seen else 0 for seen in arrivals]
     if set(counts) != {new_tokens}:

@@ -19,7 +19,7 @@ from benchmarks.operators.harness.timing import Call, measure
 
 # Name: (output features, input features, how often in the model)
 SHAPES = {
-    "lightning qkvz": (16384, 4096, 24),
+    "lightning qkvg": (16384, 4096, 24),
     "sparse qkvg": (8704, 4096, 8),
     "o": (4096, 4096, 32),
     "gate_up": (32768, 4096, 32),

@@ -10,10 +10,15 @@ def tensor_shapes(config: SALAConfig) -> dict[str, Shape]:
     hidden, vocab = config.hidden_size, config.vocab_size
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocab, hidden)}
     for index, kind in enumerate(config.layer_kinds):
-        mixer = sparse_mixer_shapes(config) if kind == SPARSE else lightning_mixer_shapes(config)
-        layer = {f"self_attn.{name}": shape for name, shape in mixer.items()} | _block_shapes(config)
+        layer = layer_shapes(config, kind)
         shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+
+
+def layer_shapes(config: SALAConfig, kind: str) -> dict[str, Shape]:
+    """Shape of every weight of a decoder layer of ``kind``, by the name of its module in the layer."""
+    mixer = sparse_mixer_shapes(config) if kind == SPARSE else lightning_mixer_shapes(config)
+    return {f"self_attn.{name}": shape for name, shape in mixer.items()} | _block_shapes(config)
 
 
 def sparse_mixer_shapes(config: SALAConfig) -> dict[str, Shape]:

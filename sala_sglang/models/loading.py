@@ -4,23 +4,12 @@ from collections.abc import Iterable
 
 import torch
 from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
-from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
-
-# Projections that share an input are one parameter; the position in the tuple is the shard.
-MERGED_MIXER = {
-    SPARSE: (
-        "self_attn.qkvg_proj",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_gate"),
-    ),
-    LIGHTNING: (
-        "self_attn.qkvz_proj",
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.z_proj"),
-    ),
-}
-MERGED_MLP = ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"))
+from sala_sglang.config import SALAConfig
+from sala_sglang.models.merged_projections import copy_kv_heads, kv_copies, merged_parts
 
 
 class WeightLoader:
@@ -40,7 +29,7 @@ class WeightLoader:
         seen = set()
         for name, tensor in weights:
             self._check(name, tensor)
-            self._place(model, parameters, name, tensor)
+            self._place(parameters, name, tensor)
             seen.add(name)
         if not self.complete and (missing := self.shapes.keys() - seen):
             raise ValueError(f"the checkpoint lacks {len(missing)} tensors: {_some(missing)}")
@@ -53,16 +42,15 @@ class WeightLoader:
         if tuple(tensor.shape) != expected:
             raise ValueError(f"the checkpoint's {name} has shape {list(tensor.shape)}, expected {list(expected)}")
 
-    def _place(self, model: nn.Module, parameters: dict, name: str, tensor: torch.Tensor) -> None:
+    def _place(self, parameters: dict, name: str, tensor: torch.Tensor) -> None:
         target, shard = self._target(name)
         parameter = parameters[target]
         if shard is None:
             getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
             return
-        if "qkvg_proj" in target and name.endswith(("k_proj.weight", "v_proj.weight")):
-            mixer = model.get_submodule(target.removesuffix(".qkvg_proj.weight"))
-            heads = tensor.unflatten(0, (-1, mixer.head_dim))
-            tensor = heads.repeat_interleave(mixer.kv_copies, dim=0).flatten(0, 1)
+        if name.endswith((".k_proj.weight", ".v_proj.weight")):
+            copies = kv_copies(self.config, self._kind(name), get_parallel().attn_tp_size)
+            tensor = copy_kv_heads(tensor, self.config.head_dim, copies) if copies > 1 else tensor
         parameter.weight_loader(parameter, tensor, shard)
 
     def _target(self, name: str) -> tuple[str, int | None]:
@@ -70,10 +58,14 @@ class WeightLoader:
         if not name.startswith("model.layers."):
             return name, None
         layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-        for merged, parts in (MERGED_MIXER[self.config.layer_kinds[int(layer)]], MERGED_MLP):
+        for merged, parts in merged_parts(self._kind(name)).items():
             if part in parts:
                 return f"model.layers.{layer}.{merged}.weight", parts.index(part)
         return name, None
+
+    def _kind(self, name: str) -> str:
+        """Kind of the decoder layer that a released tensor belongs to."""
+        return self.config.layer_kinds[int(name.split(".")[2])]
 
 
 def _some(names: set[str], limit: int = 8) -> str:

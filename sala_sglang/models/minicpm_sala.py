@@ -16,13 +16,15 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_loader.weight_utils import sharded_weight_loader
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_lora, get_parallel
 from sglang.srt.utils import add_prefix, set_weight_attrs
 from torch import nn
 
-from sala_sglang.config import SPARSE, SALAConfig
+from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
+from sala_sglang.models.lora import LoRATargets
+from sala_sglang.models.merged_projections import qkvg_widths
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.models.skinny_linear import use_skinny_linear
 
@@ -53,22 +55,17 @@ class SparseMixer(nn.Module):
     def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
         ranks = get_parallel().attn_tp_size
-        query_width = config.num_attention_heads * config.head_dim
-        # Where ranks outnumber KV heads, each rank holds a copy of the one that its query heads use.
-        kv_heads = max(config.num_key_value_heads, ranks)
-        self.kv_copies = kv_heads // config.num_key_value_heads
-        self.head_dim = config.head_dim
-        kv_width = kv_heads * config.head_dim
-        self.splits = [width // ranks for width in (query_width, kv_width, kv_width, query_width)]
+        widths = qkvg_widths(config, SPARSE, ranks)
+        self.splits = [width // ranks for width in widths]
         self.qkvg_proj = MergedColumnParallelLinear(
             config.hidden_size,
-            [query_width, kv_width, kv_width, query_width],
+            widths,
             bias=False,
             quant_config=quant_config,
             prefix=add_prefix("qkvg_proj", prefix),
         )
         self.o_proj = RowParallelLinear(
-            query_width,
+            widths[0],
             config.hidden_size,
             bias=False,
             quant_config=quant_config,
@@ -78,7 +75,7 @@ class SparseMixer(nn.Module):
             config.num_attention_heads // ranks,
             config.head_dim,
             config.head_dim**-0.5,
-            num_kv_heads=kv_heads // ranks,
+            num_kv_heads=self.splits[1] // config.head_dim,
             layer_id=layer_id,
             prefix=add_prefix("attn", prefix),
         )
@@ -103,12 +100,12 @@ class LightningMixer(nn.Module):
         self.ranks = get_parallel().attn_tp_size
         self.width = geometry.num_heads * geometry.head_dim
         self.head_dim, self.eps = geometry.head_dim, config.rms_norm_eps
-        self.qkvz_proj = MergedColumnParallelLinear(
+        self.qkvg_proj = MergedColumnParallelLinear(
             config.hidden_size,
-            [self.width] * 4,
+            qkvg_widths(config, LIGHTNING, self.ranks),
             bias=False,
             quant_config=quant_config,
-            prefix=add_prefix("qkvz_proj", prefix),
+            prefix=add_prefix("qkvg_proj", prefix),
         )
         self.o_proj = RowParallelLinear(
             self.width, config.hidden_size, bias=False, quant_config=quant_config, prefix=add_prefix("o_proj", prefix)
@@ -132,7 +129,7 @@ class LightningMixer(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """x [T, hidden_size] -> the same, or its ``rows`` alone; the state takes in all."""
-        q, k, v, gate = self.qkvz_proj(x)[0].chunk(4, dim=-1)
+        q, k, v, gate = self.qkvg_proj(x)[0].chunk(4, dim=-1)
         norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps
         # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
         if forward_batch.logical_forward_mode.is_decode():
@@ -227,7 +224,7 @@ class MiniCPMSALAModel(nn.Module):
         return scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0]
 
 
-class MiniCPMSALAForCausalLM(nn.Module):
+class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
     """The served model. Parameters load from the released names; unknown or missing ones are refused by name."""
 
     def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
@@ -239,6 +236,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
         self.logits_processor = LogitsProcessor(config)
         self.weight_loader = WeightLoader(config)
+        self.with_lora = bool(get_lora().enable_lora)
         use_skinny_linear(self)
 
     @torch.no_grad()
@@ -249,7 +247,8 @@ class MiniCPMSALAForCausalLM(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
     ):
-        rows, logits_metadata = last_rows(forward_batch, len(positions))
+        # Layers with LoRA know which rows are whose for the whole step alone.
+        rows, logits_metadata = (None, forward_batch) if self.with_lora else last_rows(forward_batch, len(positions))
         hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)
         hidden = hidden / self.config.logit_divisor
         return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata)

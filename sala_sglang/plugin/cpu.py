@@ -51,6 +51,25 @@ HOOKS = {
 }
 
 
+class UnpinnedTorch:
+    """torch, except that new tensors are never pinned."""
+
+    def __getattr__(self, name: str):
+        found = getattr(torch, name)
+        if name not in ("empty", "tensor", "zeros"):
+            return found
+        return lambda *args, **kwargs: found(*args, **kwargs | {"pin_memory": False})
+
+
+def unpin_lora() -> None:
+    """Let SGLang's LoRA make its tables in pageable memory."""
+    from sglang.srt.lora import layers
+    from sglang.srt.lora.backend import torch_backend
+
+    for module in (layers, torch_backend):
+        module.torch = UnpinnedTorch()
+
+
 def provide_host_copies() -> None:
     """Let SGLang's hierarchical cache copy with torch: its library has the copies for GPUs only.
 

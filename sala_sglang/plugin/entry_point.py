@@ -17,6 +17,7 @@ from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.plugin import cpu, server_arguments
 from sala_sglang.plugin.hooks import hook_after, hook_around
+from sala_sglang.plugin.lifetime import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def register() -> None:
             f"sala-sglang could not register with SGLang: {error!r}. Tested SGLang versions: "
             f"{', '.join(TESTED_SGLANG_VERSIONS)}. Set {environment.DISABLE}=1 to run SGLang without the plugin."
         ) from error
+    end_with_parent()
     _done.add("register")
 
 

@@ -3,7 +3,10 @@
 SGLang reads a request in three places: it parses the body, it normalizes and tokenizes, and the scheduler decodes the
 resulting message. What the first two do not foresee is answered as an error of the server, and what only the scheduler
 or the model finds ends the server. Here whatever fails in the first two is the client's error, the scheduler's decoding
-is tried in front of it, and values that its tensors cannot take are refused.
+is tried in front of it, and values that its tensors cannot take are refused (``request_values.py``).
+
+With ``--tokenizer-worker-num`` HTTP is answered by several processes, which SGLang starts without its plugins. They are
+told to import ``http_worker.py`` in place of SGLang's application.
 
 What a request leaves to sample from is known only while it runs: ``scheduler_requests.py``.
 """
@@ -11,22 +14,20 @@ What a request leaves to sample from is known only while it runs: ``scheduler_re
 import copy
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from sala_sglang.plugin.hooks import apply_hooks, hook_around
+from sala_sglang.plugin.request_values import check_message, check_range
 
 logger = logging.getLogger(__name__)
 
 MAX_SAMPLES = 1024  # of one prompt; each takes memory from the moment the request arrives
-# SGLang samples from (logit / repetition_penalty + bias) / temperature in float32, at temperatures of 1e-6 and more.
-# Within these bounds that is finite. Outside, probabilities are NaN, and a sampler may fail or leave the vocabulary.
-LARGEST, SMALLEST_DIVISOR = 1e20, 1e-20
-LARGEST_EMBEDDING = 1e12  # the squares of thousands of them, scaled, are added up in float32
-LARGEST_INT32 = 2**31 - 1
+
+APPLICATION_VARIABLE, APPLICATION = "SGLANG_HTTP_SERVER_APP_PATH", "sala_sglang.plugin.http_worker:app"
 
 _done: set[str] = set()
 
@@ -38,6 +39,18 @@ def prepare_frontend() -> None:
     hook_around(HOOKS)
     apply_hooks()
     _done.add("frontend")
+
+
+def prepare_http_workers() -> None:
+    """Have the processes that answer HTTP, where there are several, import the application with these checks.
+
+    Raises ValueError where the user has them import another one.
+    """
+    if os.environ.setdefault(APPLICATION_VARIABLE, APPLICATION) != APPLICATION:
+        raise ValueError(
+            f"MiniCPM-SALA: {APPLICATION_VARIABLE} = {os.environ[APPLICATION_VARIABLE]!r} is not supported (requests "
+            "would reach the scheduler without checks); allowed: unset"
+        )
 
 
 @contextmanager
@@ -116,7 +129,7 @@ def normalize(original, request) -> None:
                 raise ValueError(f"{name} is empty; allowed: a value for each prompt")
         parameters = request.sampling_params or {}
         for of_prompt in parameters if isinstance(parameters, list) else [parameters]:
-            _check_range("n", [of_prompt.get("n", 1)], 1, MAX_SAMPLES)
+            check_range("n", [of_prompt.get("n", 1)], 1, MAX_SAMPLES)
         original(request)
     if request.is_single:
         for name in ("rid", "sampling_params"):
@@ -149,16 +162,12 @@ def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs)
     config = manager.model_config
     with clients_error():
         if request.input_ids:
-            _check_range("input_ids", (min(input_ids), max(input_ids)), 0, config.vocab_size - 1)
+            check_range("input_ids", (min(input_ids), max(input_ids)), 0, config.vocab_size - 1)
         message = original(manager, request, input_text, input_ids, *args, **kwargs)
         _try_decoding(message)
     if manager.enable_metrics:
         _check_labels(request.custom_labels or {}, manager.metrics_collector.labels)
-    _check_prompt(message, config.hidden_size)
-    # Whether this request wants logprobs or not: they are computed for the batch.
-    _check_range("logprob_start_len", [message.logprob_start_len], -1, LARGEST_INT32)
-    _check_range("top_logprobs_num", [message.top_logprobs_num], 0, config.vocab_size)
-    _check_sampling(message.sampling_params, config.vocab_size)
+    check_message(message, config.vocab_size, config.hidden_size)
     return message
 
 
@@ -180,39 +189,6 @@ def _try_decoding(message) -> None:
 def _check_labels(labels: dict[str, str], known: dict[str, str]) -> None:
     if unknown := labels.keys() - known.keys():
         raise ValueError(f"custom_labels {sorted(unknown)} are not supported; allowed: {sorted(known)}")
-
-
-def _check_prompt(message, hidden_size: int) -> None:
-    from sglang.srt.managers.embed_types import PositionalEmbeds
-
-    tokens = len(message.input_ids or message.input_embeds or ())
-    if not tokens and message.session_params is None:
-        raise ValueError("The prompt is empty; allowed: at least one token")
-    for row in message.input_embeds or ():
-        _check_range("length of a row of input_embeds", [len(row)], hidden_size, hidden_size)
-        _check_range("input_embeds", (min(row), max(row)), -LARGEST_EMBEDDING, LARGEST_EMBEDDING)
-    if not isinstance(message.positional_embed_overrides, PositionalEmbeds | None):
-        raise ValueError("positional_embed_overrides is not supported; allowed: tensors, from within the process")
-    for name in ("token_indices_to_pool", "multi_item_delimiter_indices"):
-        positions = getattr(message, name)
-        if positions == []:
-            raise ValueError(f"{name} is empty; allowed: positions in the prompt, or nothing at all")
-        _check_range(name, positions or (), 0, tokens - 1)
-
-
-def _check_sampling(parameters, vocabulary: int) -> None:
-    _check_range("stop_token_ids", parameters.stop_token_ids or (), 0, vocabulary - 1)
-    _check_range("top_k", [parameters.top_k], 1, LARGEST_INT32)
-    _check_range("min_new_tokens", [parameters.min_new_tokens], 0, LARGEST_INT32)
-    _check_range("temperature", [parameters.temperature], 0, LARGEST)
-    _check_range("repetition_penalty", [parameters.repetition_penalty], SMALLEST_DIVISOR, LARGEST)
-    _check_range("logit_bias", (parameters.logit_bias or {}).values(), -LARGEST, LARGEST)
-
-
-def _check_range(name: str, values: Iterable, lowest, highest) -> None:
-    for value in values:
-        if not isinstance(value, int | float) or not lowest <= value <= highest:
-            raise ValueError(f"{name} = {value!r} is not supported; allowed: {lowest} to {highest}")
 
 
 _OPENAI = "sglang.srt.entrypoints.openai"

@@ -1,12 +1,47 @@
-"""Requests that run out of tokens, and batches that must not mix: hooks on the scheduler.
+"""Requests that nothing in front refused, that run out of tokens, or must not mix: hooks on the scheduler.
 
 What a request leaves to sample from is known only while it runs: a grammar can come to a point where no token fits.
 Nothing of it fails or ends the server; ``http_requests.py`` refuses what can be told from the request alone.
 """
 
+from array import array
 from http import HTTPStatus
 
+from sala_sglang.plugin.request_values import check_message
+
 LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
+
+
+def refuse_impossible(original, scheduler, message, **kwargs) -> None:
+    """A request as it arrives: where its values would end the scheduler, the client's error."""
+    config = scheduler.model_config
+    try:
+        check_message(message, config.vocab_size, config.hidden_size)
+    except Exception as error:  # of a type that no check expects, too
+        _refuse(scheduler, message, f"{error}")
+    else:
+        original(scheduler, message, **kwargs)
+
+
+def _refuse(scheduler, message, why: str) -> None:
+    """Answer with status 400, by way of a request of one token that never runs, as SGLang refuses unknown sessions."""
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    harmless = SamplingParams(max_new_tokens=1)
+    harmless.normalize(None)
+    request = scheduler._create_generation_req(
+        message,
+        message.rid,
+        "",
+        array("q", [0]),
+        harmless,
+        vocab_size=scheduler.model_config.vocab_size,
+        http_worker_ipc=message.http_worker_ipc,
+    )
+    request.tokenizer = scheduler.tokenizer
+    request.set_finish_with_abort(why)
+    scheduler.init_req_max_new_tokens(request)
+    scheduler._add_request_to_queue(request)
 
 
 def keep_embeddings_apart(original, adder, request, *args, **kwargs):
@@ -49,6 +84,7 @@ _SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 # SGLang's functions and what runs around them.
 HOOKS = {
+    "sglang.srt.managers.scheduler.Scheduler.handle_generate_request": refuse_impossible,
     "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": keep_embeddings_apart,
     f"{_SAMPLING}._apply_post_grammar_logits_transforms": keep_a_choice,
     f"{_RESULTS}._apply_prefill_grammar": advance_grammar,

@@ -9,10 +9,12 @@ import torch
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
+from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.plugin import cpu, hierarchical_cache
 from sala_sglang.plugin.hooks import check_hooks
-from sala_sglang.plugin.http_requests import prepare_frontend
+from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
+from sala_sglang.plugin.lifetime import have_children_end
 from sala_sglang.plugin.prefix_cache import use_python_tree_with_another_torch
 
 logger = logging.getLogger(__name__)
@@ -34,15 +36,19 @@ ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 # 8,192 tokens the GPU is idle for 1 % of a step; that 512 are enough is an estimate. And a captured step computes the
 # last layer for all of its rows, where others do so for those whose logits are read (models/last_rows.py).
 MAX_PREFILL_GRAPH_TOKENS = 512
+DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
 
 
 def add_cli_args(result: None, parser: Any) -> None:
-    """Add ``--dense-as-sparse``, which published command lines use."""
+    """Add ``--dense-as-sparse``, which published command lines use, and the gates as targets of LoRA."""
     parser.add_argument(
         "--dense-as-sparse",
         action="store_true",
         help="MiniCPM-SALA: select blocks at every length instead of from dense_len on.",
     )
+    # By the released names of the layers; SGLang lists those of other models.
+    targets = parser._option_string_actions["--lora-target-modules"]
+    targets.choices = [*targets.choices, *GATES.values()]
 
 
 def from_cli_args(original, cls, args):
@@ -88,6 +94,9 @@ def adjust_arguments(server_args: Any, previous) -> None:
     _declare_sizes(server_args, config)
     previous(server_args)
     prepare_frontend()
+    if resolution_result(server_args, "tokenizer_worker_num") > 1:
+        prepare_http_workers()
+    have_children_end()
     if resolution_result(server_args, "attention_backend") != BACKEND:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
 
@@ -97,8 +106,8 @@ def check_arguments(server_args: Any, config: SALAConfig, dtype: torch.dtype) ->
     from sglang.srt.arg_groups.overrides import resolution_result
 
     enabled, device = (resolution_result(server_args, field) for field in ("enable_hierarchical_cache", "device"))
-    cache_limits = _cache_limit(dtype), *hierarchical_cache.argument_limits(enabled, device)
-    for field, allowed, reason in (*ARGUMENT_LIMITS, *cache_limits):
+    limits = _cache_limit(dtype), *hierarchical_cache.argument_limits(enabled, device), _lora_limit(device)
+    for field, allowed, reason in (*ARGUMENT_LIMITS, *limits):
         value = resolution_result(server_args, field)
         if value not in allowed:
             shown = ", ".join(map(repr, allowed))
@@ -133,8 +142,18 @@ def _cache_limit(dtype: torch.dtype) -> tuple[str, tuple, str]:
     return "kv_cache_dtype", ("auto", *names), "the kernels read keys and values of the model's dtype"
 
 
+def _lora_limit(device: str) -> tuple[str, tuple, str]:
+    if device == "cpu":
+        return "lora_backend", (DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND), "the others are written for GPUs"
+    return (
+        "lora_backend",
+        (DEFAULT_LORA_BACKEND, "triton", CPU_LORA_BACKEND),
+        "the others were not tried with this model",
+    )
+
+
 def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
-    """Pages are sparse blocks, prefill chunks are whole pages, and pools on a CPU are small."""
+    """Pages are sparse blocks, prefill chunks are whole pages; on a CPU pools are small and LoRA is torch's."""
     from sglang.srt.arg_groups.overrides import declare_resolution, resolution_result
 
     page = config.sparse_geometry.block_size
@@ -147,3 +166,5 @@ def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
     if resolution_result(server_args, "device") == "cpu":
         unset = {name: size for name, size in cpu.MEMORY_DEFAULTS.items() if getattr(server_args, name) is None}
         declare_resolution(server_args, __name__, **unset)
+        if resolution_result(server_args, "lora_backend") == DEFAULT_LORA_BACKEND:
+            declare_resolution(server_args, __name__, lora_backend=CPU_LORA_BACKEND)

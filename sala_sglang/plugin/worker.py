@@ -5,7 +5,7 @@ from typing import Any
 
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
-from sala_sglang.plugin import cpu, hierarchical_cache, prefix_cache, scheduler_requests
+from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, scheduler_requests
 from sala_sglang.plugin.hooks import apply_hooks, hook_after, hook_around
 
 logger = logging.getLogger(__name__)
@@ -18,11 +18,15 @@ def prepare_worker(config: SALAConfig) -> None:
     if "worker" in _done:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.runtime_context import get_memory
+    from sglang.srt.runtime_context import get_lora, get_memory
 
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS)
+    if get_lora().enable_lora:
+        hook_around(lora.HOOKS)
+        if cpu.without_cuda():
+            cpu.unpin_lora()
     if get_memory().enable_hierarchical_cache:
         hook_around(hierarchical_cache.HOOKS)
         if cpu.without_cuda():

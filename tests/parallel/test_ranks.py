@@ -34,9 +34,8 @@ CONFIG = TINY_CONFIG | {
     "mixer_types": [SPARSE, LIGHTNING, SPARSE, LIGHTNING, SPARSE],  # a sparse one comes last, as in the released model
 }
 MERGED = {
-    "qkvg_proj": ("q_proj", "k_proj", "v_proj", "o_gate"),
-    "qkvz_proj": ("q_proj", "k_proj", "v_proj", "z_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
+    SPARSE: {"qkvg_proj": ("q_proj", "k_proj", "v_proj", "o_gate"), "gate_up_proj": ("gate_proj", "up_proj")},
+    LIGHTNING: {"qkvg_proj": ("q_proj", "k_proj", "v_proj", "z_proj"), "gate_up_proj": ("gate_proj", "up_proj")},
 }
 
 
@@ -135,9 +134,10 @@ def by_released_names(parameters: dict[str, torch.Tensor], size: int) -> dict[st
     found = {}
     for name, parameter in parameters.items():
         merged = name.split(".")[-2]
-        kinds = MERGED.get(merged, (merged,))
+        layer = CONFIG["mixer_types"][int(name.split(".")[2])] if ".layers." in name else SPARSE
+        kinds = MERGED[layer].get(merged, (merged,))
         rows = [parameter.shape[0] // len(kinds)] * len(kinds)
-        if merged == "qkvg_proj":
+        if (layer, merged) == (SPARSE, "qkvg_proj"):
             query, kv = QUERY_HEADS // size * HEAD_DIM, max(1, KV_HEADS // size) * HEAD_DIM
             rows = [query, kv, kv, query]
         for kind, part in zip(kinds, parameter.split(rows), strict=True):

@@ -1,5 +1,6 @@
 """Requests that run out of tokens, and batches that do not mix, in front of SGLang's own functions."""
 
+from array import array
 from http import HTTPStatus
 from types import SimpleNamespace
 
@@ -7,11 +8,76 @@ import pytest
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
+from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sala_sglang.plugin import scheduler_requests
 
 VOCABULARY = 100
 LOWEST_TEMPERATURE = 1e-6  # SGLang takes lower ones for greedy
+
+
+class Scheduler:
+    """The part of SGLang's that a refusal goes through."""
+
+    model_config = SimpleNamespace(vocab_size=VOCABULARY, hidden_size=8)
+    tokenizer = None
+
+    def __init__(self):
+        self.served, self.refused = [], []
+
+    def _create_generation_req(self, message, rid, text, ids, sampling, **kwargs):
+        request = SimpleNamespace(rid=rid, ids=list(ids), sampling=sampling, **kwargs)
+        request.set_finish_with_abort = lambda why: setattr(request, "why", why)
+        return request
+
+    def init_req_max_new_tokens(self, request):
+        pass
+
+    def _add_request_to_queue(self, request):
+        self.refused.append(request)
+
+
+def message(ids=(5, 6), **sampling) -> SimpleNamespace:
+    nothing = ("input_embeds", "session_params", "positional_embed_overrides", "token_indices_to_pool")
+    given = dict.fromkeys((*nothing, "multi_item_delimiter_indices"))
+    parameters = SamplingParams(max_new_tokens=2)
+    parameters.normalize(None)
+    for name, value in sampling.items():
+        setattr(parameters, name, value)
+    rest = {"logprob_start_len": -1, "top_logprobs_num": 0, "http_worker_ipc": "ipc", "rid": "x"}
+    return SimpleNamespace(input_ids=array("q", ids), sampling_params=parameters, **given | rest)
+
+
+def arrive(scheduler: Scheduler, arrived) -> None:
+    scheduler_requests.refuse_impossible(
+        lambda scheduler, message: scheduler.served.append(message), scheduler, arrived
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrived", "words"),
+    [
+        (message([5, VOCABULARY]), f"input_ids = {VOCABULARY}"),
+        (message(top_k=1 << 40), "top_k"),
+        (message(temperature=float("nan")), "temperature"),
+        (message(logit_bias={"5": "much"}), "logit_bias"),
+        (message([]), "The prompt is empty"),
+        (SimpleNamespace(rid="x", http_worker_ipc="ipc"), "input_ids"),  # nothing of what a request has
+    ],
+)
+def test_what_nothing_in_front_has_refused(arrived, words):
+    scheduler = Scheduler()
+    arrive(scheduler, arrived)
+    (request,) = scheduler.refused
+    assert words in request.why and not scheduler.served
+    assert (request.rid, request.ids, request.http_worker_ipc) == ("x", [0], "ipc")
+    assert request.sampling.max_new_tokens == 1
+
+
+def test_what_can_be_served_is_served():
+    scheduler, arrived = Scheduler(), message(temperature=0.5)
+    arrive(scheduler, arrived)
+    assert scheduler.served == [arrived] and not scheduler.refused
 
 
 def masked(greedy: bool) -> torch.Tensor:

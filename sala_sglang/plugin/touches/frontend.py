@@ -4,6 +4,14 @@ from sala_sglang.plugin.touches.touch import AROUND, FRONTEND, VARIABLE, Touch
 
 TOUCHES = (
     Touch(
+        target="SGLANG_HTTP_SERVER_APP_PATH",
+        how=VARIABLE,
+        process=FRONTEND,
+        when="--tokenizer-worker-num",
+        why="SGLang starts several processes for HTTP without its plugins; ours check requests there too",
+        until="SGLang loads plugins there",
+    ),
+    Touch(
         target="SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND",
         how=VARIABLE,
         process=FRONTEND,

@@ -73,6 +73,16 @@ _BACKENDS_AND_POOLS = (
     ),
 )
 
+_REQUESTS = (
+    Touch(
+        target="sglang.srt.managers.scheduler.Scheduler.handle_generate_request",
+        how=AROUND,
+        process=WORKER,
+        why="values that tensors cannot take would end the scheduler, through whatever entry point they come",
+        until="SGLang's scheduler survives every message",
+    ),
+)
+
 _PREFIX_CACHE = (
     Touch(
         target="sglang.srt.mem_cache.common._req_radix_key",
@@ -179,4 +189,4 @@ _MODEL = (
     ),
 )
 
-TOUCHES = (*_BACKENDS_AND_POOLS, *_PREFIX_CACHE, *_SCHEDULER, *_MODEL)
+TOUCHES = (*_BACKENDS_AND_POOLS, *_REQUESTS, *_PREFIX_CACHE, *_SCHEDULER, *_MODEL)
