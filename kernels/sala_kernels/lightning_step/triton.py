@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from sala_kernels.qk_norm_rope.common import round_and_weigh
 
 VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 heads of 128 are 128 programs per request
@@ -88,7 +88,7 @@ def _step_kernel(
     BV: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_head, i_request = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_column = tl.program_id(0) * BV
     o_dim, o_column = tl.arange(0, D), tl.arange(0, BV)

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
 
 COLUMNS = 1024  # per program, 16 bytes of bfloat16 for each of its threads
 
@@ -31,7 +31,7 @@ def _sigmoid_gate_kernel(
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_row = tl.program_id(1).to(tl.int64)
     o_column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m_column = o_column < width
