@@ -3,7 +3,8 @@
 Triton specialises every integer inside a tuple, on being 1 and on being a multiple of 16, whatever do_not_specialize
 says. Strides want that; numbers that vary from batch to batch have to stay parameters of their own, lest a kernel be
 compiled anew for a batch. To the host a plain tuple costs less than its items one by one, and a named one costs half a
-microsecond more per launch: only groups whose items have different meanings have names.
+microsecond more per launch: only groups whose items have different meanings have names. A tuple inside a tuple is
+unpacked by a line of its own, because Triton 3.6 refuses nested targets.
 """
 
 from typing import NamedTuple
