@@ -133,7 +133,7 @@ def _scan_kernel(p_sums, batch, STATE: tl.constexpr, BLOCK: tl.constexpr, SEGMEN
 
 @triton.jit(do_not_specialize=["requests", "tokens"])
 def _walk_kernel(
-    rows,
+    tensors,
     p_before,
     batch,
     requests,
@@ -155,7 +155,7 @@ def _walk_kernel(
     i_request, slot, start, end, begin = _segment(i_tile, batch, requests, tokens, SEGMENT)
     stop = tl.minimum(begin + SEGMENT, end)
     i_column = tl.program_id(0) * BV
-    p_q, p_k, p_v, p_output = rows
+    p_q, p_k, p_v, p_output = tensors
     p_output += i_head * D + i_column + o_column[:, None]
 
     if slot < 0:
