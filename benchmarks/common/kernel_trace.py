@@ -12,8 +12,8 @@ from pathlib import Path
 CATEGORIES = {"cuda": {"kernel", "gpu_memcpy", "gpu_memset"}, "cpu": {"cpu_op"}}
 # Group of kernels: what their names contain. The first that fits counts.
 GROUPS = {
-    "sparse_attention": r"^_(lists|tiles|rows|merge|shared_blocks)_kernel",
-    "select_blocks": r"^_(coarse_lse|score|rank)_kernel",
+    "sparse_attention": r"^_(shared_lists|tile|row|merge|shared_blocks)_kernel",
+    "select_blocks": r"^_(coarse_lse|score|top_k)_kernel",
     "compress_keys": r"^_compress_kernel",
     "lightning": r"^_(step|sum|scan|walk)_kernel|seg_la|simple_gla|lightning",
     "dense attention": r"Batch(Prefill|Decode)|flash_?(attn|fwd)|flashinfer.*attention|VariableLengthMerge",

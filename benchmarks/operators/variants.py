@@ -2,7 +2,7 @@
 
     python -m benchmarks.operators.variants --case "select_blocks prefill 8192 of 131072" \\
         --variant "" --variant "_score_kernel.num_stages=3" \\
-        --variant "_rank_kernel.num_warps=2 sala_kernels.select_blocks.lse.TILE_SLOTS=128" \\
+        --variant "_top_k_kernel.num_warps=2 sala_kernels.select_blocks.lse.TILE_SLOTS=128" \\
         --output benchmarks/results/operators/variants.csv
 
 A variant is a list of settings: KERNEL.OPTION=N for an argument of a launch, or MODULE.CONSTANT=N. The empty one is

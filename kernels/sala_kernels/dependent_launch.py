@@ -18,7 +18,7 @@ FIRST_CAPABILITY = 9  # Hopper
 def dependent_launch(device: torch.device) -> dict[str, bool]:
     """Keyword arguments of a launch on ``device``.
 
-    Its kernel takes DEPENDENT and calls ``meet_predecessor`` before it touches memory that others write.
+    Its kernel takes DEPENDENT and calls ``wait_for_predecessor`` before it touches memory that others write.
     DEPENDENT is true on Hopper and later. Elsewhere a launch is an ordinary one:
 
     >>> dependent_launch(torch.device("cpu"))
@@ -33,7 +33,7 @@ def _is_supported(device: torch.device) -> bool:
 
 
 @triton.jit
-def meet_predecessor(DEPENDENT: tl.constexpr):
+def wait_for_predecessor(DEPENDENT: tl.constexpr):
     """Wait until the previous kernel has ended and its writes can be read, then let the next one start.
 
     The other way round several kernels would wait at once, and their programs take the place of those that work.

@@ -9,8 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.layout import PagedBatch
-
 LOG2_E = 1.4426950408889634  # kernels compute powers of two
 MIN_DOT_ROWS = 16  # smallest operand of tl.dot
 SEARCH_WIDTH = tl.constexpr(128)
@@ -59,33 +57,21 @@ def tile_count(rows: int, requests: int, tile_queries: int) -> int:
     return rows if tile_queries == 1 else rows // tile_queries + requests
 
 
-def batch_arguments(batch: PagedBatch) -> tuple:
-    """The batch as leading kernel arguments: its tensors, the row stride of token_slots, the number of requests.
-
-    With the ``batch`` of the example in sala_kernels.layout, whose rows of token_slots are 16 apart:
-
-    >>> batch_arguments(batch)[-2:]
-    (16, 2)
-    """
-    tensors = batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows, batch.token_slots
-    return *tensors, batch.token_slots.stride(0), batch.size
-
-
 @triton.jit
-def locate_tile(i_tile, p_query_start, p_kv_lens, requests, first_row, rows, TILE: tl.constexpr):
+def locate_tile(i_tile, batch, requests, first_row, rows, TILE: tl.constexpr):
     """Request, first row, number of rows (none if not positive) and position of the first row of a tile.
 
     The tiles cover rows first_row … first_row + rows − 1 of the step. Those of request b begin at tile
     ``start_b // TILE + b``, which leaves room for the partial last tile of every request before it.
     """
-    i_request = find_request(i_tile, p_query_start, requests, first_row, rows, TILE)
+    i_request = find_request(i_tile, batch.query_start, requests, first_row, rows, TILE)
     # Tiles beyond the last request count as empty tiles of it.
     i_request = tl.minimum(i_request, requests - 1)
-    start = _within(tl.load(p_query_start + i_request) - first_row, rows)
-    query_end = tl.load(p_query_start + i_request + 1)
+    start = _within(tl.load(batch.query_start + i_request) - first_row, rows)
+    query_end = tl.load(batch.query_start + i_request + 1)
     i_row = first_row + start + (i_tile - first_tile(i_request, start, TILE)) * TILE
     count = tl.minimum(first_row + _within(query_end - first_row, rows) - i_row, TILE)
-    position = tl.load(p_kv_lens + i_request) - query_end + i_row
+    position = tl.load(batch.kv_lens + i_request) - query_end + i_row
     return i_request, i_row, count, position
 
 
@@ -115,21 +101,19 @@ def first_tile(i_request, start, TILE: tl.constexpr):
 
 @triton.jit
 def load_queries(
-    p_queries,
+    queries,
     i_row,
     count,
     i_kv_head,
-    token_stride,
-    head_stride,
-    dim_stride,
     GROUP: tl.constexpr,
     TILE: tl.constexpr,
     HEADS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Queries of a tile, [TILE·HEADS, D]; rows and heads of the padding repeat the last real ones."""
+    """Queries of a tile, [TILE·HEADS, D], of ``queries`` with strides; padding repeats the last real rows and heads."""
+    p_queries, strides = queries
     o_m = tl.arange(0, TILE * HEADS)
     o_row = i_row + tl.minimum(o_m // HEADS, count - 1)
     o_head = i_kv_head * GROUP + tl.minimum(o_m % HEADS, GROUP - 1)
-    p_row = p_queries + o_row.to(tl.int64)[:, None] * token_stride + o_head[:, None] * head_stride
-    return tl.load(p_row + tl.arange(0, D)[None, :] * dim_stride)
+    p_row = p_queries + o_row.to(tl.int64)[:, None] * strides[0] + o_head[:, None] * strides[1]
+    return tl.load(p_row + tl.arange(0, D)[None, :] * strides[2])

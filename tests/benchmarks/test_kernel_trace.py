@@ -17,7 +17,7 @@ OURS = ("sparse_attention", "select_blocks", "compress_keys", "lightning", "norm
 STEP = (
     ("vectorized_gather_kernel", 0, 10, 7),
     *(("nvjet_tst_128x256", 10 + at, 1, 7) for at in range(40)),
-    ("_tiles_kernel", 60, 20, 7),
+    ("_tile_kernel", 60, 20, 7),
     ("nvjet_tst_128x256", 80, 10, 7),
     ("alloc_extend_kernel", 85, 10, 9),
 )
@@ -84,7 +84,7 @@ def test_the_first_decode_steps_are_left_out():
 
 
 def test_the_last_chunk_ends_where_a_decode_step_begins():
-    longer = [Kernel("_rank_kernel", 350, 360, 7)]  # in the last of four chunks
+    longer = [Kernel("_top_k_kernel", 350, 360, 7)]  # in the last of four chunks
     trace = sorted(steps(5) + longer, key=lambda kernel: kernel.start)
     rows = prefill_rows(trace, tokens=32, chunk=8)
     groups = {at: {row["group"]: row for row in rows if row["context_tokens"] == at} for at in (0, 24)}

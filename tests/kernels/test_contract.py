@@ -1,6 +1,9 @@
 """What all operators promise: errors that name the tensor, an explicit choice of implementation, and no way up."""
 
 import ast
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from sala_kernels.sparse_attention import sparse_attention
 
 from tests.kernels.paging import empty_compressed, make_batch
 
+ROOT = Path(__file__).parents[2]
 KERNELS = Path(sala_kernels.__file__).parent
 SOURCES = sorted(KERNELS.rglob("*.py"))
 IMPLEMENTATIONS = {"reference", "triton", "cuda"}
@@ -194,3 +198,16 @@ def test_a_kernel_is_compiled_once_for_all_batches(source):
             lists = [option.value for option in options if option.arg == "do_not_specialize"]
             named = {name for names in lists for name in ast.literal_eval(names)}
             assert varying <= named, f"{node.name}: {varying - named} in do_not_specialize"
+
+
+def test_triton_keeps_the_same_kernels_for_all_batches():
+    """As the test above, by Triton's own keys: it specialises integers in tuples whatever do_not_specialize says."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.kernel_keys"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for steps in json.loads(done.stdout).values():
+        assert len(steps) > 2 and len(steps[0]) > 6
+        for step in steps[1:]:
+            assert step.keys() == steps[0].keys()
+            assert not {kernel for kernel in step if step[kernel] != steps[0][kernel]}

@@ -8,7 +8,14 @@ import pytest
 import torch
 from sala_kernels import contract, nvrtc
 from sala_kernels.nvrtc import compile_source
-from sala_kernels.sparse_attention import CUDA_GROUPS, cuda, is_compiled_for, serving_implementation, shared_blocks
+from sala_kernels.sparse_attention import (
+    CUDA_GROUPS,
+    Arguments,
+    cuda,
+    is_compiled_for,
+    serving_implementation,
+    shared_blocks,
+)
 from sala_kernels.sparse_attention.shared_blocks import (
     ARCHITECTURE,
     SOURCE,
@@ -90,8 +97,8 @@ def test_tensors_that_the_source_would_misread_are_refused():
 
     def attend(queries, batch):
         output = torch.empty(inputs.queries.shape, dtype=torch.bfloat16)
-        tensors = queries, inputs.keys, inputs.values, ids, output
-        attend_shared_blocks(*tensors, batch, inputs.geometry, inputs.scale)
+        tensors = queries, inputs.keys, inputs.values, ids
+        attend_shared_blocks(Arguments(*tensors, batch, inputs.geometry, inputs.scale), output)
 
     strided = torch.zeros(*inputs.queries.shape, 2, dtype=torch.bfloat16)[..., 0]
     with pytest.raises(ValueError, match="queries: expected a contiguous last dimension, got strides"):
@@ -124,9 +131,11 @@ def test_every_tile_is_launched_once(monkeypatch, tiles, context):
 @pytest.mark.parametrize(("heads", "least"), [((32, 2), 1048), ((16, 1), 2104), ((8, 1), 2096), ((4, 1), 4192)])
 def test_steps_that_fill_a_gpu(monkeypatch, heads, least):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: H100)
-    keys, batch = torch.empty(64, heads[1], 128), Inputs([64], [1], SMALL, heads, 128, torch.bfloat16, "cpu").batch
+    inputs = Inputs([64], [1], SMALL, heads, 128, torch.bfloat16, "cpu")
+    ids = random_ids(inputs)
     for rows in (least - 1, least):
-        assert fills_gpu(torch.empty(rows, heads[0], 128), keys, batch) == (rows == least)
+        tensors = torch.empty(rows, heads[0], 128), inputs.keys, inputs.values, ids
+        assert fills_gpu(Arguments(*tensors, inputs.batch, inputs.geometry, inputs.scale)) == (rows == least)
     assert least <= LONG_ROWS, "a server that starts launches the kernel once"
 
 

@@ -41,15 +41,18 @@ from types import SimpleNamespace
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import cpu, entry_point, hooks, http_requests, worker
 from sglang.srt import runtime_context
+from sglang.srt.lora import layers
+from sglang.srt.lora.backend import torch_backend
 from sglang.srt.mem_cache import memory_pool_host
 from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-MODULES = memory_pool_host, base, common, mamba, mha
+MODULES = memory_pool_host, base, common, mamba, mha, layers, torch_backend
 found, registered = {}, []
 HookRegistry.register = lambda target, function, kind: registered.append((target, "hook " + kind.value))
 HookRegistry.apply_hooks = hooks.check_hooks = lambda: None
 runtime_context.get_memory = lambda: SimpleNamespace(enable_hierarchical_cache=True)
+runtime_context.get_lora = lambda: SimpleNamespace(enable_lora=True)
 cpu.without_cuda = lambda: True
 
 def step(process, function, *arguments):

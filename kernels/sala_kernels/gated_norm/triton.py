@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import with_strides
+from sala_kernels.row_wise import load_row, row_warps
 
 
 def gated_norm(
@@ -18,19 +20,17 @@ def gated_norm(
     output = x.new_empty(x.shape)
     block = triton.next_power_of_2(width)
     _gated_norm_kernel[(tokens,)](
-        x,
-        gate,
+        with_strides(x),
+        with_strides(gate),
         weight.contiguous(),
         x if mean_square is None else mean_square.contiguous(),
         output,
         eps,
         width,
-        *x.stride(),
-        *gate.stride(),
         GIVEN_MEAN_SQUARE=mean_square is not None,
         BLOCK=block,
         **dependent_launch(x.device),
-        num_warps=_warps(block),
+        num_warps=row_warps(block),
     )
     return output
 
@@ -40,39 +40,31 @@ def mean_square_part(x: torch.Tensor, full_width: int, rows: int) -> torch.Tenso
     output = torch.empty(rows, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     _mean_square_part_kernel[(rows,)](
-        x, output, full_width, tokens, width, *x.stride(), BLOCK=block, num_warps=_warps(block)
+        with_strides(x), output, full_width, tokens, width, BLOCK=block, num_warps=row_warps(block)
     )
     return output
 
 
-def _warps(block: int) -> int:
-    return min(max(block // 512, 1), 16)
-
-
 @triton.jit
 def _gated_norm_kernel(
-    p_x,
-    p_gate,
+    x,
+    gate,
     p_weight,
     p_mean_square,
     p_output,
     eps,
     width,
-    x_stride,
-    x_column_stride,
-    gate_stride,
-    gate_column_stride,
     GIVEN_MEAN_SQUARE: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width
     dtype = p_output.dtype.element_ty
-    b_x = tl.load(p_x + i_row * x_stride + o_column * x_column_stride, mask=m_column, other=0.0).to(tl.float32)
-    b_gate = tl.load(p_gate + i_row * gate_stride + o_column * gate_column_stride, mask=m_column, other=0.0)
+    b_x = load_row(x, i_row, o_column, m_column).to(tl.float32)
+    b_gate = load_row(gate, i_row, o_column, m_column)
     b_weight = tl.load(p_weight + o_column, mask=m_column, other=0.0).to(tl.float32)
     mean_square = tl.load(p_mean_square + i_row) if GIVEN_MEAN_SQUARE else tl.sum(b_x * b_x, axis=0) / width
     b_normed = (b_x * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)
@@ -82,9 +74,9 @@ def _gated_norm_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def _mean_square_part_kernel(p_x, p_output, full_width, tokens, width, x_stride, x_column_stride, BLOCK: tl.constexpr):
+def _mean_square_part_kernel(x, p_output, full_width, tokens, width, BLOCK: tl.constexpr):
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = (o_column < width) & (i_row < tokens)
-    b_x = tl.load(p_x + i_row * x_stride + o_column * x_column_stride, mask=m_column, other=0.0).to(tl.float32)
+    b_x = load_row(x, i_row, o_column, m_column).to(tl.float32)
     tl.store(p_output + i_row, tl.sum(b_x * b_x, axis=0) / full_width)

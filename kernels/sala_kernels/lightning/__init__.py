@@ -3,11 +3,28 @@
 ``S_t = λ·S_{t−1} + k_t·v_tᵀ`` and ``o_t = scale·S_tᵀ·q_t`` with ``λ = exp(log_decay)``, per head.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
 
 CHUNK_TOKENS = 64
+
+
+class Arguments(NamedTuple):
+    """What ``lightning_chunk`` takes, checked, as its implementations take it."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    states: torch.Tensor
+    state_slots: torch.Tensor
+    query_start: torch.Tensor
+    snapshot_slots: torch.Tensor
+    snapshot_tokens: torch.Tensor
+    log_decay: torch.Tensor
+    scale: float
 
 
 def lightning_chunk(
@@ -62,7 +79,7 @@ def lightning_chunk(
     check_dtypes(torch.int32, query_start=query_start, snapshot_tokens=snapshot_tokens)
     module = implementation_of(__name__, implementation, q)
     return module.lightning_chunk(
-        q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale
+        Arguments(q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale)
     )
 
 

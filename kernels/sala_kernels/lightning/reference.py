@@ -2,21 +2,11 @@
 
 import torch
 
-from sala_kernels.lightning import CHUNK_TOKENS
+from sala_kernels.lightning import CHUNK_TOKENS, Arguments
 
 
-def lightning_chunk(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    query_start: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    snapshot_tokens: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def lightning_chunk(arguments: Arguments) -> torch.Tensor:
+    q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale = arguments
     output = torch.zeros_like(q)
     starts = query_start.tolist()
     for request, slot in enumerate(state_slots.tolist()):

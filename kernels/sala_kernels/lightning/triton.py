@@ -8,12 +8,14 @@ Blocks of values, states and outputs lie transposed, value columns first. The st
 products, which the tensor cores take from the registers that held it as a result.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.lightning import CHUNK_TOKENS
+from sala_kernels.lightning import CHUNK_TOKENS, Arguments
 from sala_kernels.lightning.mixed_dot import dot_float32, product_precision
 from sala_kernels.row_tiles import LOG2_E, find_request, first_tile, tile_count
 
@@ -23,18 +25,18 @@ SCAN_ELEMENTS = 4096
 BASE_2 = tl.constexpr(LOG2_E)  # kernels compute powers of two
 
 
-def lightning_chunk(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    query_start: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    snapshot_tokens: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+class StatePointers(NamedTuple):
+    """The states, and for every request its slot and rows; what varies from batch to batch is not among them."""
+
+    states: torch.Tensor
+    slot_stride: int
+    state_slots: torch.Tensor
+    query_start: torch.Tensor
+    log_decay: torch.Tensor
+
+
+def lightning_chunk(arguments: Arguments) -> torch.Tensor:
+    q, k, v, states, state_slots, query_start, snapshot_slots, snapshot_tokens, log_decay, scale = arguments
     check_dtypes(torch.float32, states=states)
     tokens, heads, dim = q.shape
     requests = state_slots.shape[0]
@@ -43,15 +45,8 @@ def lightning_chunk(
     tiles = tile_count(tokens, requests + 1, SEGMENT_TOKENS)
     columns = min(dim, STATE_ELEMENTS // dim)
     grid = dim // columns, heads, tiles
-    batch = (
-        states,
-        states.stride(0),
-        state_slots.contiguous(),
-        query_start.contiguous(),
-        requests,
-        tokens,
-        log_decay.contiguous(),
-    )
+    slots, starts = state_slots.contiguous(), query_start.contiguous()
+    batch = StatePointers(states, states.stride(0), slots, starts, log_decay.contiguous())
     sizes = {"D": dim, "BV": columns, "CHUNK": CHUNK_TOKENS, "SEGMENT": SEGMENT_TOKENS}
     # Two buffers of the rows of a chunk fit into shared memory up to 256 bytes per row.
     stages = 2 if dim * q.element_size() <= 256 else 1
@@ -59,24 +54,21 @@ def lightning_chunk(
     before = states
     if tokens > SEGMENT_TOKENS:  # otherwise no request has a second segment
         before = states.new_empty(2 * triton.cdiv(tokens, SEGMENT_TOKENS), heads, dim, dim)
-        _sum_kernel[grid](k, v, before, *batch, k.stride(0), v.stride(0), **sizes, **options)
+        strides = k.stride(0), v.stride(0)
+        _sum_kernel[grid](k, v, before, batch, requests, tokens, STRIDES=strides, **sizes, **options)
         elements = min(dim * dim, SCAN_ELEMENTS)
         scan_grid = dim * dim // elements, heads, requests
-        _scan_kernel[scan_grid](before, *batch, STATE=dim * dim, BLOCK=elements, SEGMENT=SEGMENT_TOKENS, num_warps=4)
+        _scan_kernel[scan_grid](before, batch, STATE=dim * dim, BLOCK=elements, SEGMENT=SEGMENT_TOKENS, num_warps=4)
     _walk_kernel[grid](
-        q,
-        k,
-        v,
-        output,
+        (q, k, v, output),
         before,
-        *batch,
+        batch,
+        requests,
+        tokens,
         snapshot_slots.contiguous(),
         snapshot_tokens.contiguous(),
         scale,
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        output.stride(0),
+        STRIDES=(q.stride(0), k.stride(0), v.stride(0), output.stride(0)),
         **sizes,
         **options,
     )
@@ -88,15 +80,10 @@ def _sum_kernel(
     p_k,
     p_v,
     p_sums,
-    p_states,
-    slot_stride,
-    p_state_slots,
-    p_query_start,
+    batch,
     requests,
     tokens,
-    p_log_decay,
-    k_stride: tl.constexpr,
-    v_stride: tl.constexpr,
+    STRIDES: tl.constexpr,
     D: tl.constexpr,
     BV: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -106,10 +93,12 @@ def _sum_kernel(
     """Sums [places, H, D, D]: the state after each segment that is not its request's last, if it began with 0."""
     i_head, i_tile = tl.program_id(1), tl.program_id(2)
     o_dim, o_row, o_column = tl.arange(0, D), tl.arange(0, CHUNK), tl.arange(0, BV)
-    _, slot, start, end, begin = _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT)
+    k_stride: tl.constexpr = STRIDES[0]
+    v_stride: tl.constexpr = STRIDES[1]
+    _, slot, start, end, begin = _segment(i_tile, batch, requests, tokens, SEGMENT)
     i_column = tl.program_id(0) * BV
     if (slot >= 0) & (begin + SEGMENT < end):
-        log2_decay = tl.load(p_log_decay + i_head) * BASE_2
+        log2_decay = tl.load(batch.log_decay + i_head) * BASE_2
         b_sum = tl.zeros([BV, D], dtype=tl.float32)
         for done in range(0, SEGMENT, CHUNK):
             i_first = (begin + done).to(tl.int64)
@@ -123,29 +112,17 @@ def _sum_kernel(
         tl.store(p_sum + (o_dim[None, :] * D + o_column[:, None]), b_sum)
 
 
-@triton.jit(do_not_specialize=["requests", "tokens"])
-def _scan_kernel(
-    p_sums,
-    p_states,
-    slot_stride,
-    p_state_slots,
-    p_query_start,
-    requests,
-    tokens,
-    p_log_decay,
-    STATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    SEGMENT: tl.constexpr,
-):
+@triton.jit
+def _scan_kernel(p_sums, batch, STATE: tl.constexpr, BLOCK: tl.constexpr, SEGMENT: tl.constexpr):
     """Replace the sums of a request that has several segments by the state before each of them."""
     i_head, i_request = tl.program_id(1), tl.program_id(2)
     i_element = i_head * STATE + tl.program_id(0) * BLOCK
     o_element = tl.arange(0, BLOCK)
-    slot = tl.load(p_state_slots + i_request)
-    start, end = tl.load(p_query_start + i_request), tl.load(p_query_start + i_request + 1)
+    slot = tl.load(batch.state_slots + i_request)
+    start, end = tl.load(batch.query_start + i_request), tl.load(batch.query_start + i_request + 1)
     if (slot >= 0) & (end - start > SEGMENT):
-        factor = tl.exp2(tl.load(p_log_decay + i_head) * BASE_2 * SEGMENT)
-        b_state = tl.load(p_states + slot.to(tl.int64) * slot_stride + i_element + o_element)
+        factor = tl.exp2(tl.load(batch.log_decay + i_head) * BASE_2 * SEGMENT)
+        b_state = tl.load(batch.states + slot.to(tl.int64) * batch.slot_stride + i_element + o_element)
         for begin in range(start, end, SEGMENT):
             i_place = _place(begin, start, SEGMENT).to(tl.int64)
             p_sum = p_sums + i_place * tl.num_programs(1) * STATE + i_element + o_element
@@ -156,26 +133,16 @@ def _scan_kernel(
 
 @triton.jit(do_not_specialize=["requests", "tokens"])
 def _walk_kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_output,
+    tensors,
     p_before,
-    p_states,
-    slot_stride,
-    p_state_slots,
-    p_query_start,
+    batch,
     requests,
     tokens,
-    p_log_decay,
     p_snapshot_slots,
     p_snapshot_tokens,
     scale,
     # Row strides are constants: addresses from variable ones would not fit into the registers beside the blocks.
-    q_stride: tl.constexpr,
-    k_stride: tl.constexpr,
-    v_stride: tl.constexpr,
-    output_stride: tl.constexpr,
+    STRIDES: tl.constexpr,
     D: tl.constexpr,
     BV: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -185,23 +152,24 @@ def _walk_kernel(
     """Output of every segment; the last one of a request stores its state, the one that passes it its snapshot."""
     i_head, i_tile = tl.program_id(1), tl.program_id(2)
     o_dim, o_row, o_column = tl.arange(0, D), tl.arange(0, CHUNK), tl.arange(0, BV)
-    i_request, slot, start, end, begin = _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT)
+    i_request, slot, start, end, begin = _segment(i_tile, batch, requests, tokens, SEGMENT)
     stop = tl.minimum(begin + SEGMENT, end)
     i_column = tl.program_id(0) * BV
+    p_q, p_k, p_v, p_output = tensors
     p_output += i_head * D + i_column + o_column[:, None]
 
     if slot < 0:
         b_zero = tl.zeros([BV, CHUNK], dtype=p_output.dtype.element_ty)
         for first in range(begin, stop, CHUNK):
             o_token = (first + o_row)[None, :]
-            tl.store(p_output + o_token.to(tl.int64) * output_stride, b_zero, mask=o_token < stop)
+            tl.store(p_output + o_token.to(tl.int64) * STRIDES[3], b_zero, mask=o_token < stop)
     elif (begin < end) | (begin == start):
         i_state = i_head * D * D + i_column
         o_state = o_dim[None, :] * D + o_column[:, None]
         if end - start > SEGMENT:
             p_before += _place(begin, start, SEGMENT).to(tl.int64) * tl.num_programs(1) * D * D + i_state
         else:
-            p_before = p_states + slot.to(tl.int64) * slot_stride + i_state
+            p_before = batch.states + slot.to(tl.int64) * batch.slot_stride + i_state
         b_state = tl.load(p_before + o_state)
 
         # The walk pauses where the snapshot is taken; the state before the first row is the first segment's to store.
@@ -211,21 +179,20 @@ def _walk_kernel(
         pause, pause_slot = tl.where(passes, snapshot_row, begin), tl.where(passes, snapshot_slot, -1)
         stop_slot = tl.where(stop == end, slot, -1)
 
-        log2_decay = tl.load(p_log_decay + i_head) * BASE_2
+        log2_decay = tl.load(batch.log_decay + i_head) * BASE_2
         pointers = (
             p_q + i_head * D + o_dim[None, :],
             p_k + i_head * D + o_dim[None, :],
             p_v + i_head * D + i_column + o_column[:, None],
             p_output,
         )
-        strides: tl.constexpr = (q_stride, k_stride, v_stride, output_stride)
-        b_state = _walk(b_state, begin, pause, pointers, strides, log2_decay, scale, CHUNK, PRECISION)
+        b_state = _walk(b_state, begin, pause, pointers, STRIDES, log2_decay, scale, CHUNK, PRECISION)
         if pause_slot >= 0:
-            p_snapshot = p_states + pause_slot.to(tl.int64) * slot_stride + i_state
+            p_snapshot = batch.states + pause_slot.to(tl.int64) * batch.slot_stride + i_state
             tl.store(p_snapshot + o_state, b_state)
-        b_state = _walk(b_state, pause, stop, pointers, strides, log2_decay, scale, CHUNK, PRECISION)
+        b_state = _walk(b_state, pause, stop, pointers, STRIDES, log2_decay, scale, CHUNK, PRECISION)
         if stop_slot >= 0:
-            tl.store(p_states + stop_slot.to(tl.int64) * slot_stride + i_state + o_state, b_state)
+            tl.store(batch.states + stop_slot.to(tl.int64) * batch.slot_stride + i_state + o_state, b_state)
 
 
 @triton.jit
@@ -234,7 +201,7 @@ def _walk(
     begin,
     end,
     pointers,
-    strides: tl.constexpr,
+    STRIDES: tl.constexpr,
     log2_decay,
     scale,
     CHUNK: tl.constexpr,
@@ -250,19 +217,19 @@ def _walk(
         # Exponents count down to the end of the chunk, which varies: the compiler would keep a fixed block of them.
         b_left = (count - 1 - o_row).to(tl.float32)
 
-        b_q = tl.load(p_q + o_token[:, None] * strides[0])
+        b_q = tl.load(p_q + o_token[:, None] * STRIDES[0])
         b_output = dot_float32(b_state, tl.trans(b_q), PRECISION)
         b_output *= tl.exp2(log2_decay * (count - b_left))[None, :]
 
-        b_k = tl.load(p_k + o_token[:, None] * strides[1])
+        b_k = tl.load(p_k + o_token[:, None] * STRIDES[1])
         b_scores = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
         # λ^(i−j) from the difference: λ^i·λ^(−j) would overflow for the fastest heads.
         b_distance = b_left[:, None] - b_left[None, :]
         b_scores *= tl.exp2(tl.where(b_distance >= 0, log2_decay * b_distance, float("-inf")))
 
-        b_v = tl.load(p_v + o_token[None, :] * strides[2])
+        b_v = tl.load(p_v + o_token[None, :] * STRIDES[2])
         b_output = dot_float32(b_v, b_scores, PRECISION, b_output) * scale
-        p_row = p_output + (first + o_row).to(tl.int64)[None, :] * strides[3]
+        p_row = p_output + (first + o_row).to(tl.int64)[None, :] * STRIDES[3]
         tl.store(p_row, b_output.to(p_output.dtype.element_ty), mask=(o_row < count)[None, :])
 
         b_until_end = tl.exp2(tl.where(b_left >= 0, log2_decay * b_left, float("-inf")))
@@ -272,13 +239,13 @@ def _walk(
 
 
 @triton.jit
-def _segment(i_tile, p_state_slots, p_query_start, requests, tokens, SEGMENT: tl.constexpr):
+def _segment(i_tile, batch, requests, tokens, SEGMENT: tl.constexpr):
     """Request of a tile, its slot (−1 for none), its rows ``start`` … ``end`` − 1 and the first row of the tile."""
-    i_request = find_request(i_tile, p_query_start, requests, 0, tokens, SEGMENT)
+    i_request = find_request(i_tile, batch.query_start, requests, 0, tokens, SEGMENT)
     m_request = i_request < requests
-    slot = tl.load(p_state_slots + i_request, mask=m_request, other=-1)
-    start = tl.load(p_query_start + i_request)
-    end = tl.load(p_query_start + i_request + 1, mask=m_request, other=tokens)
+    slot = tl.load(batch.state_slots + i_request, mask=m_request, other=-1)
+    start = tl.load(batch.query_start + i_request)
+    end = tl.load(batch.query_start + i_request + 1, mask=m_request, other=tokens)
     return i_request, slot, start, end, start + (i_tile - first_tile(i_request, start, SEGMENT)) * SEGMENT
 
 

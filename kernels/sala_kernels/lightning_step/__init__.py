@@ -1,9 +1,29 @@
 """A decode step of a lightning layer: qk_norm_rope, then lightning attention in its recurrent form."""
 
+from typing import NamedTuple
+
 import torch
 
 from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
 from sala_kernels.lightning import check_arguments
+
+
+class Arguments(NamedTuple):
+    """What ``lightning_step`` takes, checked, as its implementations take it."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    q_weight: torch.Tensor
+    k_weight: torch.Tensor
+    positions: torch.Tensor
+    inv_freq: torch.Tensor
+    eps: float
+    states: torch.Tensor
+    state_slots: torch.Tensor
+    snapshot_slots: torch.Tensor
+    log_decay: torch.Tensor
+    scale: float
 
 
 def lightning_step(
@@ -62,4 +82,4 @@ def lightning_step(
     check_dtypes(torch.float32, inv_freq=inv_freq)
     norm_rope = q_weight, k_weight, positions, inv_freq, eps
     module = implementation_of(__name__, implementation, q)
-    return module.lightning_step(q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale)
+    return module.lightning_step(Arguments(q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale))

@@ -2,25 +2,13 @@
 
 import torch
 
+from sala_kernels.lightning_step import Arguments
 from sala_kernels.qk_norm_rope import qk_norm_rope
 
 
-def lightning_step(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
-    positions: torch.Tensor,
-    inv_freq: torch.Tensor,
-    eps: float,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
-    q, k = qk_norm_rope(q, k, q_weight, k_weight, positions, inv_freq, eps, implementation="reference")
+def lightning_step(arguments: Arguments) -> torch.Tensor:
+    q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale = arguments
+    q, k = qk_norm_rope(q, k, *norm_rope, implementation="reference")
     output = torch.zeros_like(q)
     for request, slot in enumerate(state_slots.tolist()):
         if slot < 0:

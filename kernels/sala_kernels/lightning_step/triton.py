@@ -12,50 +12,31 @@ import triton
 import triton.language as tl
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.lightning_step import Arguments
 from sala_kernels.qk_norm_rope.common import round_and_weigh
 
 VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 heads of 128 are 128 programs per request
 
 
-def lightning_step(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
-    positions: torch.Tensor,
-    inv_freq: torch.Tensor,
-    eps: float,
-    states: torch.Tensor,
-    state_slots: torch.Tensor,
-    snapshot_slots: torch.Tensor,
-    log_decay: torch.Tensor,
-    scale: float,
-) -> torch.Tensor:
+def lightning_step(arguments: Arguments) -> torch.Tensor:
+    q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale = arguments
+    q_weight, k_weight, positions, inv_freq, eps = norm_rope
     check_dtypes(torch.float32, states=states)
     requests, heads, dim = q.shape
     columns = min(dim, VALUE_COLUMNS)
     output = q.new_empty(q.shape)
     _step_kernel[(dim // columns, heads, requests)](
-        q,
-        k,
-        v,
+        (q, q.stride(0)),
+        (k, k.stride(0)),
+        (v, v.stride(0)),
         output,
-        q_weight.contiguous(),
-        k_weight.contiguous(),
-        positions.contiguous(),
-        inv_freq.contiguous(),
-        eps,
-        states,
+        (q_weight.contiguous(), k_weight.contiguous(), positions.contiguous(), inv_freq.contiguous(), eps),
+        (states, states.stride(0)),
         state_slots.contiguous(),
         snapshot_slots.contiguous(),
         log_decay.contiguous(),
         scale,
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        states.stride(0),
         D=dim,
         BV=columns,
         **dependent_launch(q.device),
@@ -66,29 +47,26 @@ def lightning_step(
 
 @triton.jit
 def _step_kernel(
-    p_q,
-    p_k,
-    p_v,
+    q,
+    k,
+    v,
     p_output,
-    p_q_weight,
-    p_k_weight,
-    p_positions,
-    p_inv_freq,
-    eps,
-    p_states,
+    norm_rope,
+    states,
     p_state_slots,
     p_snapshot_slots,
     p_log_decay,
     scale,
-    q_stride,
-    k_stride,
-    v_stride,
-    slot_stride,
     D: tl.constexpr,
     BV: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
+    p_q, q_stride = q
+    p_k, k_stride = k
+    p_v, v_stride = v
+    p_states, slot_stride = states
+    p_q_weight, p_k_weight, p_positions, p_inv_freq, eps = norm_rope
     i_head, i_request = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_column = tl.program_id(0) * BV
     o_dim, o_column = tl.arange(0, D), tl.arange(0, BV)

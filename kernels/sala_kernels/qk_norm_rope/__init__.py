@@ -1,8 +1,22 @@
 """RMSNorm over each head of q and k, then rotary position embedding (rotate-half pairs, all dimensions)."""
 
+from typing import NamedTuple
+
 import torch
 
 from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
+
+
+class Arguments(NamedTuple):
+    """What ``qk_norm_rope`` takes, checked, as its implementations take it."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    q_weight: torch.Tensor
+    k_weight: torch.Tensor
+    positions: torch.Tensor
+    inv_freq: torch.Tensor
+    eps: float
 
 
 def qk_norm_rope(
@@ -54,4 +68,4 @@ def qk_norm_rope(
     check_dtypes(q.dtype, k=k, q_weight=q_weight, k_weight=k_weight)
     check_dtypes(torch.float32, inv_freq=inv_freq)
     module = implementation_of(__name__, implementation, q)
-    return module.qk_norm_rope(q, k, q_weight, k_weight, positions, inv_freq, eps)
+    return module.qk_norm_rope(Arguments(q, k, q_weight, k_weight, positions, inv_freq, eps))

@@ -3,17 +3,11 @@
 import torch
 
 from sala_kernels.contract import working_dtype
+from sala_kernels.qk_norm_rope import Arguments
 
 
-def qk_norm_rope(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    q_weight: torch.Tensor,
-    k_weight: torch.Tensor,
-    positions: torch.Tensor,
-    inv_freq: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def qk_norm_rope(arguments: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k, q_weight, k_weight, positions, inv_freq, eps = arguments
     # Angles are float32 in every precision: the model's own tables are.
     angles = (positions.float()[:, None] * inv_freq)[:, None]
     return tuple(_rotate(_norm(x, weight, eps), angles) for x, weight in ((q, q_weight), (k, k_weight)))

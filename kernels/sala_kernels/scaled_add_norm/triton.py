@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import with_strides
+from sala_kernels.row_wise import load_row, row_warps
 
 
 def scaled_add_norm(
@@ -14,49 +16,42 @@ def scaled_add_norm(
     normed, hidden = x.new_empty(x.shape), x.new_empty(x.shape)
     block = triton.next_power_of_2(width)
     _scaled_add_norm_kernel[(tokens,)](
-        x,
-        residual,
+        with_strides(x),
+        with_strides(residual),
         weight.contiguous(),
         normed,
         hidden,
         scale,
         eps,
         width,
-        *x.stride(),
-        *residual.stride(),
         BLOCK=block,
         **dependent_launch(x.device),
-        num_warps=min(max(block // 512, 1), 16),
+        num_warps=row_warps(block),
     )
     return normed, hidden
 
 
 @triton.jit
 def _scaled_add_norm_kernel(
-    p_x,
-    p_residual,
+    x,
+    residual,
     p_weight,
     p_normed,
     p_hidden,
     scale,
     eps,
     width,
-    x_stride,
-    x_column_stride,
-    residual_stride,
-    residual_column_stride,
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width
     o_output = i_row * width + o_column
     dtype = p_normed.dtype.element_ty
-    b_x = tl.load(p_x + i_row * x_stride + o_column * x_column_stride, mask=m_column, other=0.0)
-    p_row = p_residual + i_row * residual_stride + o_column * residual_column_stride
-    b_residual = tl.load(p_row, mask=m_column, other=0.0).to(tl.float32)
+    b_x = load_row(x, i_row, o_column, m_column)
+    b_residual = load_row(residual, i_row, o_column, m_column).to(tl.float32)
     b_weight = tl.load(p_weight + o_column, mask=m_column, other=0.0).to(tl.float32)
 
     b_scaled = (b_x.to(tl.float32) * scale).to(dtype).to(tl.float32)

@@ -1,9 +1,21 @@
 """Choice of the blocks that a query attends to (InfLLM-V2, arXiv 2509.24663, section 3)."""
 
+from typing import NamedTuple
+
 import torch
 
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
 from sala_kernels.layout import PagedBatch, SparseGeometry
+
+
+class Arguments(NamedTuple):
+    """What ``select_blocks`` takes, checked, as its implementations take it."""
+
+    queries: torch.Tensor
+    compressed: torch.Tensor
+    batch: PagedBatch
+    geometry: SparseGeometry
+    scale: float
 
 
 def select_blocks(
@@ -45,4 +57,4 @@ def select_blocks(
     check_groups(sizes["Hq"], sizes["Hkv"])
     check_dtypes(queries.dtype, compressed=compressed)
     module = implementation_of(__name__, implementation, queries)
-    return module.select_blocks(queries, compressed, batch, geometry, scale)
+    return module.select_blocks(Arguments(queries, compressed, batch, geometry, scale))

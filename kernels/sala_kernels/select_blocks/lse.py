@@ -4,40 +4,31 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
-from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import (
-    LOG2_E,
-    batch_arguments,
-    decode_splits,
-    load_queries,
-    locate_tile,
-    tile_count,
-    tile_shape,
-)
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import batch_pointers, tokens_of, with_strides
+from sala_kernels.row_tiles import LOG2_E, decode_splits, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.select_blocks import Arguments
 
 TILE_SLOTS = 64  # K2 slots per step of the loop
 FEW_ROWS_SPLITS, MANY_ROWS_SPLITS = 128, 32  # programs that share the context of a decode row
 
 
-def coarse_lse(
-    queries: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry, scale: float
-) -> torch.Tensor:
+def coarse_lse(arguments: Arguments) -> torch.Tensor:
     """Base-2 log-sum-exp of the logits of visible K2 slots, in parts of the context, [splits, T, Hq] float32."""
+    queries, compressed, batch, geometry, scale = arguments
     tokens, query_heads, head_dim = queries.shape
     kv_heads = compressed.shape[1]
     tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
     splits = decode_splits(tokens, FEW_ROWS_SPLITS, MANY_ROWS_SPLITS) if batch.max_query_tokens == 1 else 1
     lse = queries.new_empty((splits, tokens, query_heads), dtype=torch.float32)
     _coarse_lse_kernel[(tile_count(tokens, batch.size, tile), kv_heads, splits)](
-        queries,
-        compressed,
+        with_strides(queries),
+        with_strides(compressed),
         lse,
-        *batch_arguments(batch),
+        batch_pointers(batch),
+        batch.size,
         tokens,
         scale * LOG2_E,
-        *queries.stride(),
-        *compressed.stride(),
         COARSE_STRIDE=geometry.coarse_stride,
         COARSE_ROWS=geometry.coarse_rows,
         SLOTS=TILE_SLOTS,
@@ -59,25 +50,13 @@ def coarse_lse(
 
 @triton.jit(do_not_specialize=["requests", "tokens"])
 def _coarse_lse_kernel(
-    p_queries,
-    p_compressed,
+    queries,
+    compressed,
     p_lse,
-    p_query_start,
-    p_kv_lens,
-    p_sparse_from,
-    p_request_rows,
-    p_token_slots,
-    token_slots_stride,
+    batch,
     requests,
     tokens,
     scale,
-    token_stride,
-    query_head_stride,
-    query_dim_stride,
-    page_stride,
-    kv_head_stride,
-    slot_stride,
-    dim_stride,
     COARSE_STRIDE: tl.constexpr,
     COARSE_ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -92,13 +71,11 @@ def _coarse_lse_kernel(
     D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
-    )
+    i_request, i_row, count, position = locate_tile(tl.program_id(0), batch, requests, 0, tokens, TILE)
     last = position + count - 1
-    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
+    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(batch.sparse_from + i_request)):
         return
 
     o_m = tl.arange(0, TILE * HEADS)
@@ -112,25 +89,24 @@ def _coarse_lse_kernel(
         tl.store(p_part, float("-inf"), mask=m_part)
         return
 
-    b_queries = load_queries(
-        p_queries, i_row, count, i_kv_head, token_stride, query_head_stride, query_dim_stride, GROUP, TILE, HEADS, D
-    )
+    b_queries = load_queries(queries, i_row, count, i_kv_head, GROUP, TILE, HEADS, D)
     seen_by_all = (position + 1) // COARSE_STRIDE
     end_row = (position + o_m // HEADS + 1) // COARSE_STRIDE
-    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
-    p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
+    p_tokens = tokens_of(batch, i_request)
+    p_compressed, strides = compressed
+    p_head = p_compressed + i_kv_head * strides[1] + tl.arange(0, D)[None, :] * strides[3]
 
     b_max = tl.full([TILE * HEADS], float("-inf"), tl.float32)
     b_sum = tl.zeros([TILE * HEADS], tl.float32)
     o_place = tl.arange(0, SLOTS)
-    o_coarse = (FINE_ROWS + o_place % COARSE_ROWS) * slot_stride  # begin and SLOTS are multiples of COARSE_ROWS
+    o_coarse = (FINE_ROWS + o_place % COARSE_ROWS) * strides[2]  # begin and SLOTS are multiples of COARSE_ROWS
     p_pages = p_tokens + o_place // COARSE_ROWS * BLOCK
     b_next = tl.load(p_pages + begin // COARSE_ROWS * BLOCK, mask=begin + o_place < end_tile, other=0)
     for i_slot in range(begin, end, SLOTS):
         o_slot, i_next, b_page = i_slot + o_place, i_slot + SLOTS, b_next // BLOCK
         # A step ahead, so that the loads of keys need not wait for it.
         b_next = tl.load(p_pages + i_next // COARSE_ROWS * BLOCK, mask=i_next + o_place < end_tile, other=0)
-        o_offset = b_page.to(tl.int64) * page_stride + o_coarse
+        o_offset = b_page.to(tl.int64) * strides[0] + o_coarse
         b_logits = tl.dot(b_queries, tl.trans(tl.load(p_head + o_offset[:, None])), input_precision="ieee") * scale
         if (i_slot < OVERLAP) | (i_slot + SLOTS > seen_by_all):  # most steps need no mask
             m_visible = (o_slot >= OVERLAP)[None, :] & (o_slot[None, :] < end_row[:, None])

@@ -3,18 +3,14 @@
 import torch
 
 from sala_kernels.contract import working_dtype
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.layout import SparseGeometry
+from sala_kernels.select_blocks import Arguments
 
 QUERY_CHUNK = 256  # bounds the score matrix
 
 
-def select_blocks(
-    queries: torch.Tensor,
-    compressed: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> torch.Tensor:
+def select_blocks(arguments: Arguments) -> torch.Tensor:
+    queries, compressed, batch, geometry, scale = arguments
     shape = (queries.shape[0], compressed.shape[1], geometry.selected_blocks)
     selected = torch.full(shape, -1, dtype=torch.int32, device=queries.device)
     for request in range(batch.size):

@@ -9,9 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
-from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import LOG2_E, batch_arguments, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import batch_pointers, tokens_of, with_strides
+from sala_kernels.layout import SparseGeometry
+from sala_kernels.row_tiles import LOG2_E, load_queries, locate_tile, tile_count, tile_shape
+from sala_kernels.select_blocks import Arguments
 from sala_kernels.select_blocks.lse import whole_lse
 
 TILE_SLOTS = 64  # K1 slots per step of the loop
@@ -20,39 +22,30 @@ SPLITS = 256  # at most; each begins with the log-sum-exp of its rows
 
 
 def score_blocks(
-    queries: torch.Tensor,
-    compressed: torch.Tensor,
-    lse: torch.Tensor,
-    scores: torch.Tensor,
-    ended: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-    first_row: int,
+    arguments: Arguments, lse: torch.Tensor, scores: torch.Tensor, ended: torch.Tensor, first_row: int
 ) -> None:
     """Fill ``scores`` [2, rows, Hkv, NB]: the best weights of a block's slots, and of the next OVERLAP ones.
 
     ``ended`` [rows, Hkv] int32 gets a zero for the first row of every tile that has scores.
     """
+    queries, compressed, batch, geometry, scale = arguments
     _, query_heads, head_dim = queries.shape
     _, rows, kv_heads, blocks = scores.shape
     tile, heads = tile_shape(queries, kv_heads, batch.max_query_tokens)
     tiles, slots = tile_count(rows, batch.size, tile), max(TILE_SLOTS, geometry.fine_rows)
     splits = max(1, min(SPLITS, PROGRAMS // (tiles * kv_heads), triton.cdiv(blocks * geometry.fine_rows, slots)))
     _score_kernel[(tiles, kv_heads, splits)](
-        queries,
-        compressed,
+        with_strides(queries),
+        with_strides(compressed),
         lse,
-        scores,
+        with_strides(scores),
         ended,
-        *batch_arguments(batch),
+        batch_pointers(batch),
+        batch.size,
         first_row,
         rows,
         lse.shape[1],
         scale * LOG2_E,
-        *queries.stride(),
-        *compressed.stride(),
-        *scores.stride(),
         STRIDE=geometry.kernel_stride,
         BLOCKS=slots // geometry.fine_rows,
         LSE_SPLITS=lse.shape[0],
@@ -81,33 +74,17 @@ def _all_visible(geometry: SparseGeometry, tile: int) -> bool:
 
 @triton.jit(do_not_specialize=["requests", "first_row", "rows", "tokens"])
 def _score_kernel(
-    p_queries,
-    p_compressed,
+    queries,
+    compressed,
     p_lse,
-    p_scores,
+    scores,
     p_ended,
-    p_query_start,
-    p_kv_lens,
-    p_sparse_from,
-    p_request_rows,
-    p_token_slots,
-    token_slots_stride,
+    batch,
     requests,
     first_row,
     rows,
     tokens,
     scale,
-    token_stride,
-    query_head_stride,
-    query_dim_stride,
-    page_stride,
-    kv_head_stride,
-    slot_stride,
-    dim_stride,
-    score_kind_stride,
-    score_row_stride,
-    score_head_stride,
-    score_block_stride,
     STRIDE: tl.constexpr,
     BLOCKS: tl.constexpr,
     LSE_SPLITS: tl.constexpr,
@@ -124,13 +101,11 @@ def _score_kernel(
     D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, first_row, rows, TILE
-    )
+    i_request, i_row, count, position = locate_tile(tl.program_id(0), batch, requests, first_row, rows, TILE)
     last = position + count - 1
-    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(p_sparse_from + i_request)):
+    if (count <= 0) | (last // BLOCK < K_SEL) | (last < tl.load(batch.sparse_from + i_request)):
         return
 
     if i_split == 0:
@@ -143,17 +118,17 @@ def _score_kernel(
     if begin >= end:
         return
 
-    b_queries = load_queries(
-        p_queries, i_row, count, i_kv_head, token_stride, query_head_stride, query_dim_stride, GROUP, TILE, HEADS, D
-    )
+    b_queries = load_queries(queries, i_row, count, i_kv_head, GROUP, TILE, HEADS, D)
     b_queries = tl.trans(b_queries)  # keys are the rows of the products: the sum over heads then stays in a row
     o_m = tl.arange(0, TILE * HEADS)
     end_row = (position + o_m // HEADS + 1) // STRIDE
     b_lse = whole_lse(p_lse, o_m, i_row, count, i_kv_head, tokens, LSE_SPLITS, HEADS, GROUP)
-    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
-    p_head = p_compressed + i_kv_head * kv_head_stride + tl.arange(0, D)[None, :] * dim_stride
+    p_tokens = tokens_of(batch, i_request)
+    p_compressed, key_strides = compressed
+    p_head = p_compressed + i_kv_head * key_strides[1] + tl.arange(0, D)[None, :] * key_strides[3]
     o_query = tl.arange(0, TILE)
-    p_row = p_scores + (i_row - first_row + o_query).to(tl.int64) * score_row_stride + i_kv_head * score_head_stride
+    p_scores, strides = scores
+    p_row = p_scores + (i_row - first_row + o_query).to(tl.int64) * strides[1] + i_kv_head * strides[2]
 
     SLOTS: tl.constexpr = BLOCKS * FINE_ROWS
     o_place, o_fine = _places(SLOTS, FINE_ROWS)
@@ -164,7 +139,7 @@ def _score_kernel(
         b_page, i_next = b_next // BLOCK, i_block + BLOCKS
         # A step ahead, so that the loads of keys need not wait for it.
         b_next = tl.load(p_pages + i_next * BLOCK, mask=(i_next < end) & (i_next + o_place < pages), other=0)
-        o_offset = b_page.to(tl.int64) * page_stride + o_fine * slot_stride
+        o_offset = b_page.to(tl.int64) * key_strides[0] + o_fine * key_strides[2]
         b_keys = tl.load(p_head + o_offset[:, None])
         b_weights = tl.exp2(tl.dot(b_keys, b_queries, input_precision="ieee") * scale - b_lse[None, :])
         if not ALL_VISIBLE:
@@ -176,10 +151,10 @@ def _score_kernel(
         b_first = _best(tl.where((o_fine < OVERLAP)[:, None], b_weights, 0.0), SLOTS, FINE_ROWS, TILE)
 
         o_block = i_block + tl.arange(0, BLOCKS)
-        p_score = p_row[None, :] + o_block[:, None] * score_block_stride
+        p_score = p_row[None, :] + o_block[:, None] * strides[3]
         m_score = (o_block < end_block)[:, None] & (o_query[None, :] < count)
         tl.store(p_score, b_all.to(p_scores.dtype.element_ty), mask=m_score)
-        p_before = p_score + score_kind_stride - score_block_stride
+        p_before = p_score + strides[0] - strides[3]
         m_before = m_score & (o_block > INIT_BLOCKS)[:, None]
         tl.store(p_before, b_first.to(p_scores.dtype.element_ty), mask=m_before)
 

@@ -8,15 +8,16 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import batch_pointers, with_strides
 from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import batch_arguments, locate_tile
+from sala_kernels.row_tiles import locate_tile
 
 SHORT_BLOCKS = 2048  # rows with fewer candidates are ranked in fewer registers
 PIECE_BLOCKS, DECODE_WARPS = 1024, 4  # of a decode row: what a program ranks, and its size
 
 
-def take_best(
+def take_top_k(
     scores: torch.Tensor,
     selected: torch.Tensor,
     ended: torch.Tensor,
@@ -37,16 +38,15 @@ def take_best(
     free = geometry.selected_blocks - geometry.init_blocks - geometry.local_blocks - 1
     listed = triton.next_power_of_2(max(free, 1))
     best = selected.new_empty((2, rows, kv_heads, pieces, listed) if pieces > 1 else 0)
-    _rank_kernel[(rows, kv_heads, pieces)](
-        bits,
-        selected,
+    _top_k_kernel[(rows, kv_heads, pieces)](
+        with_strides(bits),
+        with_strides(selected),
         best,
         ended,
-        *batch_arguments(batch),
+        batch_pointers(batch),
+        batch.size,
         first_row,
         rows,
-        *bits.stride(),
-        *selected.stride(),
         BLOCK=geometry.block_size,
         INIT_BLOCKS=geometry.init_blocks,
         LOCAL_BLOCKS=geometry.local_blocks,
@@ -63,27 +63,15 @@ def take_best(
 
 
 @triton.jit(do_not_specialize=["requests", "first_row", "rows"])
-def _rank_kernel(
-    p_bits,
-    p_selected,
+def _top_k_kernel(
+    bits,
+    selected,
     p_best,
     p_ended,
-    p_query_start,
-    p_kv_lens,
-    p_sparse_from,
-    p_request_rows,
-    p_token_slots,
-    token_slots_stride,
+    batch,
     requests,
     first_row,
     rows,
-    kind_stride,
-    row_stride,
-    head_stride,
-    block_stride,
-    selected_row_stride,
-    selected_head_stride,
-    selected_stride,
     BLOCK: tl.constexpr,
     INIT_BLOCKS: tl.constexpr,
     LOCAL_BLOCKS: tl.constexpr,
@@ -96,45 +84,42 @@ def _rank_kernel(
     SHORT: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_kv_head, i_piece = tl.program_id(1), tl.program_id(2)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, first_row, rows, 1
-    )
+    i_request, i_row, count, position = locate_tile(tl.program_id(0), batch, requests, first_row, rows, 1)
     if count <= 0:
         return
     # Initial blocks, the best FREE blocks of [INIT_BLOCKS, end), then the local blocks, which begin at end.
     FREE: tl.constexpr = K_SEL - INIT_BLOCKS - LOCAL_BLOCKS - 1
     current = position // BLOCK
     end = current - LOCAL_BLOCKS
-    p_output = p_selected + i_row.to(tl.int64) * selected_row_stride + i_kv_head * selected_head_stride
+    p_selected, strides = selected
+    p_output = p_selected + i_row.to(tl.int64) * strides[0] + i_kv_head * strides[1]
     o_rank = tl.arange(0, K_SEL_PADDED)
-    sparse = position >= tl.load(p_sparse_from + i_request)
+    sparse = position >= tl.load(batch.sparse_from + i_request)
     if (current < K_SEL) | (sparse == 0):
         if i_piece == 0:
             b_all = tl.where(sparse & (o_rank <= current), o_rank, -1)
-            tl.store(p_output + o_rank * selected_stride, b_all, mask=o_rank < K_SEL)
+            tl.store(p_output + o_rank * strides[2], b_all, mask=o_rank < K_SEL)
         return
     if i_piece * PIECE >= end:
         return
     if i_piece == 0:
         b_forced = tl.where(o_rank < INIT_BLOCKS, o_rank, end + o_rank - INIT_BLOCKS - FREE)
         m_forced = (o_rank < K_SEL) & ((o_rank < INIT_BLOCKS) | (o_rank >= INIT_BLOCKS + FREE))
-        tl.store(p_output + o_rank * selected_stride, b_forced, mask=m_forced)
+        tl.store(p_output + o_rank * strides[2], b_forced, mask=m_forced)
 
     i_scores = i_row - first_row
-    p_row = p_bits + i_scores.to(tl.int64) * row_stride + i_kv_head * head_stride
-    p_free = p_output + INIT_BLOCKS * selected_stride
+    p_bits, bit_strides = bits
+    row = p_bits + i_scores.to(tl.int64) * bit_strides[1] + i_kv_head * bit_strides[2], bit_strides
+    free = p_output + INIT_BLOCKS * strides[2], strides
     if PIECES > 1:
         i_list = i_scores * tl.num_programs(1) + i_kv_head
         p_list = p_best + i_list.to(tl.int64) * PIECES * LISTED
         kind_best = rows.to(tl.int64) * tl.num_programs(1) * PIECES * LISTED
         _take_piece(
-            p_row,
-            kind_stride,
-            block_stride,
-            p_free,
-            selected_stride,
+            row,
+            free,
             p_list,
             kind_best,
             p_ended + i_list,
@@ -148,37 +133,35 @@ def _rank_kernel(
             LISTED,
         )
     elif end <= SHORT:
-        _take(p_row, kind_stride, block_stride, p_free, selected_stride, end, INIT_BLOCKS, FREE, BITS, SHORT)
+        _take(row, free, end, INIT_BLOCKS, FREE, BITS, SHORT)
     else:
-        _take(p_row, kind_stride, block_stride, p_free, selected_stride, end, INIT_BLOCKS, FREE, BITS, PIECE)
+        _take(row, free, end, INIT_BLOCKS, FREE, BITS, PIECE)
 
 
 @triton.jit
 def _take(
-    p_row,
-    kind_stride,
-    block_stride,
-    p_free,
-    selected_stride,
+    row,
+    free,
     end,
     FIRST: tl.constexpr,
     FREE: tl.constexpr,
     BITS: tl.constexpr,
     CAPACITY: tl.constexpr,
 ):
-    """Write the FREE best of the blocks [FIRST, end), at most CAPACITY of them, in ascending order."""
-    o_block, b_bits = _load(p_row, kind_stride, block_stride, 0, end, FIRST, CAPACITY)
-    m_take, o_place = _best(b_bits, FREE, BITS)
-    tl.store(p_free + o_place * selected_stride, o_block, mask=m_take)
+    """Write to ``free`` the FREE best of the blocks [FIRST, end), at most CAPACITY of them, in ascending order.
+
+    row, free: pointers to a row's bits and to its places for free blocks, with the strides of the tensors they are in.
+    """
+    o_block, b_bits = _load(row, 0, end, FIRST, CAPACITY)
+    m_take, o_place = _top_k(b_bits, FREE, BITS)
+    p_free, strides = free
+    tl.store(p_free + o_place * strides[2], o_block, mask=m_take)
 
 
 @triton.jit
 def _take_piece(
-    p_row,
-    kind_stride,
-    block_stride,
-    p_free,
-    selected_stride,
+    row,
+    free,
     p_list,
     kind_best,
     p_ended,
@@ -195,10 +178,11 @@ def _take_piece(
 
     p_list [2, …, PIECES, LISTED] int32, the kinds ``kind_best`` apart; ``p_ended`` counts programs that have listed.
     """
-    o_block, b_bits = _load(p_row, kind_stride, block_stride, i_piece * PIECE, end, FIRST, PIECE)
-    m_take, o_place = _best(b_bits, FREE, BITS)
+    o_block, b_bits = _load(row, i_piece * PIECE, end, FIRST, PIECE)
+    m_take, o_place = _top_k(b_bits, FREE, BITS)
+    p_free, strides = free
     if end <= PIECE:
-        tl.store(p_free + o_place * selected_stride, o_block, mask=m_take)
+        tl.store(p_free + o_place * strides[2], o_block, mask=m_take)
         return
     p_place = p_list + i_piece * LISTED + o_place
     tl.store(p_place, b_bits, mask=m_take)
@@ -212,23 +196,24 @@ def _take_piece(
         # Past the first-level cache, which other programs' stores do not reach.
         b_best = tl.load(p_list + o_listed, mask=m_listed, other=-1, cache_modifier=".cg")
         b_block = tl.load(p_list + kind_best + o_listed, mask=m_listed, other=0, cache_modifier=".cg")
-        m_last, o_last = _best(b_best, FREE, BITS)
-        tl.store(p_free + o_last * selected_stride, b_block, mask=m_last)
+        m_last, o_last = _top_k(b_best, FREE, BITS)
+        tl.store(p_free + o_last * strides[2], b_block, mask=m_last)
 
 
 @triton.jit
-def _load(p_row, kind_stride, block_stride, first, end, FIRST: tl.constexpr, CAPACITY: tl.constexpr):
+def _load(row, first, end, FIRST: tl.constexpr, CAPACITY: tl.constexpr):
     """Blocks first … first + CAPACITY − 1 and the bits of their scores, −1 outside of [FIRST, end)."""
     o_block = first + tl.arange(0, CAPACITY)  # not from FIRST on, so that loads are aligned
     m_block = (o_block >= FIRST) & (o_block < end)
-    p_block = p_row + o_block * block_stride
+    p_row, strides = row
+    p_block = p_row + o_block * strides[3]
     b_own = tl.load(p_block, mask=m_block, other=-1).to(tl.int32)
-    b_next = tl.load(p_block + kind_stride, mask=m_block, other=-1).to(tl.int32)
+    b_next = tl.load(p_block + strides[0], mask=m_block, other=-1).to(tl.int32)
     return o_block, tl.maximum(b_own, b_next)
 
 
 @triton.jit
-def _best(b_bits, FREE: tl.constexpr, BITS: tl.constexpr):
+def _top_k(b_bits, FREE: tl.constexpr, BITS: tl.constexpr):
     """Which of ``b_bits`` are the FREE best that are not negative, ties to the first, and their places in order."""
     # The largest threshold that FREE scores reach, bit by bit.
     threshold = 0

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from sala_kernels.row_tiles import MIN_DOT_ROWS
 
 ROW_OUTPUTS, ROW_INPUTS = 2, 2048  # tile of weights that meets a single row
@@ -66,7 +66,7 @@ def _skinny_row_kernel(
     o_output, o_input = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
     p_tile = _tile(p_weight, o_output, o_input, outputs, weight_stride)
     b_weight = tl.load(p_tile, mask=(o_input < inputs)[None, :], other=0.0, eviction_policy="evict_first")
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     b_sums = tl.zeros([OUTPUTS, INPUTS], tl.float32)
     for i_input in range(0, inputs, INPUTS):
         b_x = tl.load(p_x + i_input + o_input, mask=i_input + o_input < inputs, other=0.0).to(tl.float32)
@@ -102,7 +102,7 @@ def _skinny_tile_kernel(
 
     m_input = (o_input < inputs)[None, :]
     b_weight = tl.load(p_tile, mask=m_input, other=0.0, eviction_policy="evict_first")
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     b_x = tl.load(p_rows, mask=m_row[:, None] & m_input, other=0.0)
     b_output = tl.dot(b_weight, tl.trans(b_x), input_precision="ieee")
     for i_input in range(INPUTS, inputs, INPUTS):

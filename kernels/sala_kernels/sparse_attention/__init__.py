@@ -1,5 +1,7 @@
 """Causal softmax attention over chosen blocks (InfLLM-V2, arXiv 2509.24663, section 3)."""
 
+from typing import NamedTuple
+
 import torch
 
 from sala_kernels import contract
@@ -9,6 +11,23 @@ from sala_kernels.layout import PagedBatch, SparseGeometry
 # What there is CUDA C++ for: groups of 16 heads as released, and those of tensor-parallel ranks that share a KV head.
 CUDA_CAPABILITY, CUDA_DEVICE = (9, 0), "a Hopper GPU"
 CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK = torch.bfloat16, 128, (4, 8, 16), 64
+
+
+class Arguments(NamedTuple):
+    """What ``sparse_attention`` takes, checked, as its implementations take it."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    block_ids: torch.Tensor
+    batch: PagedBatch
+    geometry: SparseGeometry
+    scale: float
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.queries.shape[1] // self.keys.shape[1]
 
 
 def sparse_attention(
@@ -63,7 +82,7 @@ def sparse_attention(
         raise ValueError(f"implementation 'cuda': expected {expected}, got {form.format(*described)}")
     implementation = implementation or serving_implementation(*described)
     module = implementation_of(__name__, implementation, queries)
-    return module.sparse_attention(queries, keys, values, block_ids, batch, geometry, scale)
+    return module.sparse_attention(Arguments(queries, keys, values, block_ids, batch, geometry, scale))
 
 
 def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:

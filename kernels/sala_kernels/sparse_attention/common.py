@@ -4,22 +4,19 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.layout import PagedBatch, SparseGeometry
-from sala_kernels.row_tiles import LOG2_E, batch_arguments
+from sala_kernels.kernel_arguments import batch_pointers, with_strides
+from sala_kernels.layout import SparseGeometry
+from sala_kernels.row_tiles import LOG2_E
+from sala_kernels.sparse_attention import Arguments
 
 TILE_TOKENS = 64  # keys per step of a loop
 
 
-def launch_arguments(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    batch: PagedBatch,
-    scale: float,
-) -> tuple:
-    strides = *queries.stride(), *keys.stride(), *values.stride(), *block_ids.stride()
-    return *batch_arguments(batch), queries.shape[0], scale * LOG2_E, *strides
+def launch_arguments(arguments: Arguments) -> tuple:
+    """Leading arguments of a kernel: inputs with strides, the batch, its requests and tokens, the scale in base 2."""
+    queries, keys, values, block_ids, batch, _, scale = arguments
+    inputs = with_strides(queries), with_strides(keys), with_strides(values), with_strides(block_ids)
+    return *inputs, batch_pointers(batch), batch.size, queries.shape[0], scale * LOG2_E
 
 
 def constants(keys: torch.Tensor, geometry: SparseGeometry) -> dict[str, int]:
@@ -38,30 +35,29 @@ def attend(
     b_output,
     b_max,
     b_sum,
-    p_keys,
-    p_values,
+    keys,
+    values,
+    i_kv_head,
     slot,
     token,
     o_position,
     seen_by_all,
     scale,
-    key_slot_stride,
-    key_dim_stride,
-    value_slot_stride,
-    value_dim_stride,
     TOKENS: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Take in TOKENS keys, the first of them position ``token`` in pool slot ``slot``.
+    """Take in TOKENS keys, the first of them position ``token`` in pool slot ``slot``; pools come with strides.
 
     b_queries [M, D] at positions o_position [M], negative for rows that are not to see these keys; every row sees
     the tokens before ``seen_by_all``. ``scale`` is positive. b_output [M, D], b_max [M] and b_sum [M] are float32
     and come back updated.
     """
+    p_keys, key_strides = keys
+    p_values, value_strides = values
     o_token, o_dim = tl.arange(0, TOKENS), tl.arange(0, D)
     # The tokens lie next to each other: one 64-bit product, and offsets that are the same in every call.
-    p_key = p_keys + slot.to(tl.int64) * key_slot_stride
-    b_keys = tl.load(p_key + (o_token[:, None] * key_slot_stride + o_dim[None, :] * key_dim_stride))
+    p_key = p_keys + i_kv_head * key_strides[1] + slot.to(tl.int64) * key_strides[0]
+    b_keys = tl.load(p_key + (o_token[:, None] * key_strides[0] + o_dim[None, :] * key_strides[2]))
     b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee")
     if token + TOKENS > seen_by_all:  # most calls need no mask
         b_logits = tl.where((token + o_token)[None, :] <= o_position[:, None], b_logits, float("-inf"))
@@ -72,8 +68,8 @@ def attend(
     b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
     # Slots past the last token belong to nobody: a weight of zero would not cancel what they hold.
     m_token = (token + o_token <= tl.max(o_position, 0))[:, None]
-    p_value = p_values + slot.to(tl.int64) * value_slot_stride
-    o_value = o_token[:, None] * value_slot_stride + o_dim[None, :] * value_dim_stride
+    p_value = p_values + i_kv_head * value_strides[1] + slot.to(tl.int64) * value_strides[0]
+    o_value = o_token[:, None] * value_strides[0] + o_dim[None, :] * value_strides[2]
     b_values = tl.load(p_value + o_value, mask=m_token, other=0.0)
     b_output = tl.dot(b_weights.to(b_values.dtype), b_values, b_output * b_decay[:, None], input_precision="ieee")
     return b_output, b_new_max, b_sum
@@ -81,19 +77,26 @@ def attend(
 
 @triton.jit
 def count_ids(
-    p_list,
-    row_stride,
-    id_stride,
+    lists,
+    i_row,
+    i_kv_head,
     m_sparse,
     rows,
     TILE: tl.constexpr,
     K_SEL: tl.constexpr,
     K_SEL_PADDED: tl.constexpr,
 ):
-    """Number of block ids of each of ``rows`` rows at ``p_list``, [TILE] int32; 0, unread, where not ``m_sparse``."""
+    """Number of block ids of each of ``rows`` rows from ``i_row`` on, [TILE] int32; 0, unread, where not ``m_sparse``.
+
+    lists: [T, Hkv, K_SEL] with strides.
+    """
+    p_lists, strides = lists
     o_row, o_id = tl.arange(0, TILE), tl.arange(0, K_SEL_PADDED)
     m_id = (m_sparse & (o_row < rows))[:, None] & (o_id < K_SEL)[None, :]
-    b_ids = tl.load(p_list + o_row.to(tl.int64)[:, None] * row_stride + o_id[None, :] * id_stride, mask=m_id, other=-1)
+    p_row = (
+        p_lists + i_row.to(tl.int64) * strides[0] + i_kv_head * strides[1] + o_row.to(tl.int64)[:, None] * strides[0]
+    )
+    b_ids = tl.load(p_row + o_id[None, :] * strides[2], mask=m_id, other=-1)
     return tl.sum((b_ids >= 0).to(tl.int32), 1)
 
 

@@ -5,28 +5,20 @@ As in Triton, except that in prefill steps that fill the GPU the rows that choos
 
 import torch
 
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.sparse_attention import Arguments
 from sala_kernels.sparse_attention.listed_rows import attend_listed_rows
 from sala_kernels.sparse_attention.row_kernel import attend_decode
 from sala_kernels.sparse_attention.shared_blocks import attend_shared_blocks, compile_shared_blocks, fills_gpu
 from sala_kernels.sparse_attention.tile_kernel import attend_tiles
 
 
-def sparse_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> torch.Tensor:
-    inputs, common = (queries, keys, values, block_ids), (batch, geometry, scale)
-    if batch.max_query_tokens == 1:
-        return attend_decode(*inputs, *common)
-    compile_shared_blocks(queries.shape[1] // keys.shape[1], queries.device)  # so that no long step waits for it later
+def sparse_attention(arguments: Arguments) -> torch.Tensor:
+    queries = arguments.queries
+    if arguments.batch.max_query_tokens == 1:
+        return attend_decode(arguments)
+    compile_shared_blocks(arguments.group, queries.device)  # so that no long step waits for it later
     output = queries.new_empty(queries.shape)
-    attend_tiles(*inputs, output, *common)
-    attend_rows = attend_shared_blocks if fills_gpu(queries, keys, batch) else attend_listed_rows
-    attend_rows(*inputs, output, *common)
+    attend_tiles(arguments, output)
+    attend_rows = attend_shared_blocks if fills_gpu(arguments) else attend_listed_rows
+    attend_rows(arguments, output)
     return output

@@ -3,20 +3,13 @@
 import torch
 
 from sala_kernels.contract import working_dtype
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.sparse_attention import Arguments
 
 QUERY_CHUNK = 128  # bounds the score matrix
 
 
-def sparse_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> torch.Tensor:
+def sparse_attention(arguments: Arguments) -> torch.Tensor:
+    queries, keys, values, block_ids, batch, geometry, scale = arguments
     work = working_dtype(queries)
     output = torch.empty_like(queries)
     for request in range(batch.size):

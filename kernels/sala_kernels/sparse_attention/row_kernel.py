@@ -4,36 +4,29 @@ import torch
 import triton
 import triton.language as tl
 
-from sala_kernels.dependent_launch import dependent_launch, meet_predecessor
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.kernel_arguments import tokens_of, with_strides
 from sala_kernels.row_tiles import MIN_DOT_ROWS, decode_splits, load_queries, locate_tile
+from sala_kernels.sparse_attention import Arguments
 from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
 
 FEW_ROWS_SPLITS, MANY_ROWS_SPLITS = 32, 8  # programs that share a decode row's blocks
 
 
-def attend_decode(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> torch.Tensor:
+def attend_decode(arguments: Arguments) -> torch.Tensor:
     """sparse_attention of a step with one row per request. Several programs divide the blocks of a row."""
+    queries = arguments.queries
     output = queries.new_empty(queries.shape)
     tokens, query_heads, head_dim = queries.shape
     splits = decode_splits(tokens, FEW_ROWS_SPLITS, MANY_ROWS_SPLITS)
     parts = queries.new_empty((splits, tokens, query_heads, head_dim), dtype=torch.float32)
     lse = parts.new_empty(parts.shape[:3])
-    attend_rows(queries, keys, values, block_ids, block_ids, parts, lse, None, batch, geometry, scale)
+    attend_rows(arguments, arguments.block_ids, parts, lse, None)
     _merge_kernel[(tokens, query_heads)](
         parts,
         lse,
-        output,
+        with_strides(output),
         tokens,
-        *output.stride(),
         SPLITS=splits,
         D=head_dim,
         num_warps=4,
@@ -43,84 +36,43 @@ def attend_decode(
 
 
 def attend_rows(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    rest: torch.Tensor,
-    parts: torch.Tensor,
-    lse: torch.Tensor,
-    output: torch.Tensor | None,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
+    arguments: Arguments, rest: torch.Tensor, parts: torch.Tensor, lse: torch.Tensor, output: torch.Tensor | None
 ) -> None:
     """Rows by themselves. With ``output`` [T, Hq, D] those that do not attend to every block up to their own: they add
     the blocks of ``rest`` [T, Hkv, K_SEL] to a part [1, T, Hq, D] that they find. Without it all rows, whose blocks
     they divide over several parts. Parts have base-2 log-sum-exps ``lse`` [splits, T, Hq]."""
-    splits, tokens, query_heads, _ = parts.shape
-    kv_heads = keys.shape[1]
-    group = query_heads // kv_heads
-    _rows_kernel[(tokens, kv_heads, splits)](
-        queries,
-        keys,
-        values,
-        block_ids,
-        rest,
+    (splits, tokens), keys, group = parts.shape[:2], arguments.keys, arguments.group
+    _row_kernel[(tokens, keys.shape[1], splits)](
+        *launch_arguments(arguments),
+        with_strides(rest),
         parts,
         lse,
-        output,
-        *launch_arguments(queries, keys, values, block_ids, batch, scale),
-        *rest.stride(),
-        *(parts.stride()[1:] if output is None else output.stride()),
+        None if output is None else with_strides(output),
         TILE=1,
         HEADS=max(MIN_DOT_ROWS, triton.next_power_of_2(group)),
         GROUP=group,
         DECODE=output is None,
-        **constants(keys, geometry),
-        **dependent_launch(queries.device),
+        **constants(keys, arguments.geometry),
+        **dependent_launch(keys.device),
         num_warps=4 if output is None else 2,
         num_stages=2 if keys.element_size() == 2 else 1,
     )
 
 
 @triton.jit(do_not_specialize=["requests", "tokens"])
-def _rows_kernel(
-    p_queries,
-    p_keys,
-    p_values,
-    p_ids,
-    p_rest,
-    p_parts,
-    p_lse,
-    p_output,
-    p_query_start,
-    p_kv_lens,
-    p_sparse_from,
-    p_request_rows,
-    p_token_slots,
-    token_slots_stride,
+def _row_kernel(
+    queries,
+    keys,
+    values,
+    ids,
+    batch,
     requests,
     tokens,
     scale,
-    query_token_stride,
-    query_head_stride,
-    query_dim_stride,
-    key_slot_stride,
-    key_head_stride,
-    key_dim_stride,
-    value_slot_stride,
-    value_head_stride,
-    value_dim_stride,
-    ids_token_stride,
-    ids_head_stride,
-    ids_stride,
-    rest_token_stride,
-    rest_head_stride,
-    rest_stride,
-    output_token_stride,
-    output_head_stride,
-    output_dim_stride,
+    rest,
+    p_parts,
+    p_lse,
+    output,
     TILE: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -132,24 +84,20 @@ def _rows_kernel(
     D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_kv_head, i_split = tl.program_id(1), tl.program_id(2)
-    i_request, i_row, count, position = locate_tile(
-        tl.program_id(0), p_query_start, p_kv_lens, requests, 0, tokens, TILE
-    )
+    i_request, i_row, count, position = locate_tile(tl.program_id(0), batch, requests, 0, tokens, TILE)
     if count <= 0:
         return
-    sparse_from = tl.load(p_sparse_from + i_request)
+    sparse_from = tl.load(batch.sparse_from + i_request)
     sparse, m_sparse = position >= sparse_from, position + tl.arange(0, TILE) >= sparse_from
-    p_list = p_ids + i_row.to(tl.int64) * ids_token_stride + i_kv_head * ids_head_stride
-    p_rest += i_row.to(tl.int64) * rest_token_stride + i_kv_head * rest_head_stride
-    listed = tl.sum(count_ids(p_list, ids_token_stride, ids_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
+    listed = tl.sum(count_ids(ids, i_row, i_kv_head, m_sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
     if DECODE:
         blocks = tl.where(sparse, listed, position // BLOCK + 1)
     else:
         if attends_to_all(sparse, listed, position, BLOCK):
             return
-        blocks = tl.sum(count_ids(p_rest, rest_token_stride, rest_stride, m_sparse, count, TILE, K_SEL, K_SEL_PADDED))
+        blocks = tl.sum(count_ids(rest, i_row, i_kv_head, m_sparse, count, TILE, K_SEL, K_SEL_PADDED), 0)
 
     o_head, o_dim = tl.arange(0, HEADS), tl.arange(0, D)
     m_head = o_head < GROUP
@@ -169,28 +117,18 @@ def _rows_kernel(
         b_max = tl.load(p_part_lse, mask=m_head, other=float("-inf"))
     b_sum = tl.where(b_max > float("-inf"), 1.0, 0.0)
 
-    b_queries = load_queries(
-        p_queries,
-        i_row,
-        count,
-        i_kv_head,
-        query_token_stride,
-        query_head_stride,
-        query_dim_stride,
-        GROUP,
-        TILE,
-        HEADS,
-        D,
-    )
-    p_tokens = p_token_slots + tl.load(p_request_rows + i_request).to(tl.int64) * token_slots_stride
+    b_queries = load_queries(queries, i_row, count, i_kv_head, GROUP, TILE, HEADS, D)
+    p_tokens = tokens_of(batch, i_request)
+    p_rest, rest_strides = rest
+    p_rest += i_row.to(tl.int64) * rest_strides[0] + i_kv_head * rest_strides[1]
     o_position = tl.zeros([HEADS], tl.int32) + position
     PARTS: tl.constexpr = BLOCK // TOKENS
-    next_block = tl.load(p_rest + begin * rest_stride, mask=sparse & (begin < end), other=begin)
+    next_block = tl.load(p_rest + begin * rest_strides[2], mask=sparse & (begin < end), other=begin)
     next_slot = tl.load(p_tokens + next_block * BLOCK)
     for i_part in range(begin * PARTS, end * PARTS):
         token, slot = next_block * BLOCK + i_part % PARTS * TOKENS, next_slot + i_part % PARTS * TOKENS
         i_next = (i_part + 1) // PARTS
-        next_block = tl.load(p_rest + i_next * rest_stride, mask=sparse & (i_next < end), other=0)
+        next_block = tl.load(p_rest + i_next * rest_strides[2], mask=sparse & (i_next < end), other=0)
         next_block = tl.where(sparse, next_block, tl.minimum(i_next, end - 1))
         next_slot = tl.load(p_tokens + next_block * BLOCK)  # a step ahead: the loads of keys need not wait for it
         b_output, b_max, b_sum = attend(
@@ -198,17 +136,14 @@ def _rows_kernel(
             b_output,
             b_max,
             b_sum,
-            p_keys + i_kv_head * key_head_stride,
-            p_values + i_kv_head * value_head_stride,
+            keys,
+            values,
+            i_kv_head,
             slot,
             token,
             o_position,
             position + 1,
             scale,
-            key_slot_stride,
-            key_dim_stride,
-            value_slot_stride,
-            value_dim_stride,
             TOKENS,
             D,
         )
@@ -218,26 +153,24 @@ def _rows_kernel(
         tl.store(p_part, b_output, mask=m_head[:, None])
         tl.store(p_part_lse, b_max + tl.log2(b_sum), mask=m_head)
     else:
-        p_row = p_output + i_row.to(tl.int64) * output_token_stride + (i_kv_head * GROUP + o_head) * output_head_stride
+        p_output, output_strides = output
+        p_row = p_output + i_row.to(tl.int64) * output_strides[0] + (i_kv_head * GROUP + o_head) * output_strides[1]
         b_output = b_output.to(p_output.dtype.element_ty)
-        tl.store(p_row[:, None] + o_dim[None, :] * output_dim_stride, b_output, mask=m_head[:, None])
+        tl.store(p_row[:, None] + o_dim[None, :] * output_strides[2], b_output, mask=m_head[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _merge_kernel(
     p_parts,
     p_lse,
-    p_output,
+    output,
     tokens,
-    token_stride,
-    head_stride,
-    dim_stride,
     SPLITS: tl.constexpr,
     D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Mean of the parts [SPLITS, T, Hq, D], weighted by the sums behind ``lse`` [SPLITS, T, Hq]; −inf: no part."""
-    meet_predecessor(DEPENDENT)
+    wait_for_predecessor(DEPENDENT)
     i_row, i_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_dim = tl.arange(0, D)
     o_part = (tl.arange(0, SPLITS) * tokens + i_row) * tl.num_programs(1) + i_head
@@ -246,5 +179,6 @@ def _merge_kernel(
     m_part = b_lse > float("-inf")
     b_parts = tl.load(p_parts + o_part[:, None] * D + o_dim[None, :], mask=m_part[:, None], other=0.0)
     b_output = tl.sum(b_parts * b_weights[:, None], 0) / tl.sum(b_weights, 0)
-    p_row = p_output + i_row * token_stride + i_head * head_stride
-    tl.store(p_row + o_dim * dim_stride, b_output.to(p_output.dtype.element_ty))
+    p_output, strides = output
+    p_row = p_output + i_row * strides[0] + i_head * strides[1]
+    tl.store(p_row + o_dim * strides[2], b_output.to(p_output.dtype.element_ty))

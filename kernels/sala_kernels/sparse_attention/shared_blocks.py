@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from sala_kernels.contract import check_dtypes
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.layout import PagedBatch
 from sala_kernels.nvrtc import CudaKernel, compile_source, tensor_map
 from sala_kernels.row_tiles import LOG2_E, tile_count
-from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM
+from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM, Arguments
 
 SOURCE = Path(__file__).with_name("shared_blocks.cu")
 NAME, ARCHITECTURE = "_shared_blocks_kernel", "sm_90a"
@@ -27,29 +27,22 @@ LEAST_PROGRAMS = {16: 2, 8: 1, 4: 1}
 CACHES = 2  # programs keep in step if the context of a head is larger than so many L2 caches
 
 
-def attend_shared_blocks(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    output: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> None:
-    """Fill ``output`` [T, Hq, D] of the rows that do not attend to every block up to their own; arguments as those of
-    sparse_attention. Raises ValueError unless heads lie contiguous, and TypeError on integers of another size."""
+def attend_shared_blocks(arguments: Arguments, output: torch.Tensor) -> None:
+    """Fill ``output`` [T, Hq, D] of the rows that do not attend to every block up to their own.
+
+    Raises ValueError unless heads lie contiguous, and TypeError on integers of another size.
+    """
+    queries, keys, values, block_ids, batch, geometry, scale = arguments
     for name, tensor in dict(queries=queries, keys=keys, values=values, block_ids=block_ids, output=output).items():
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tensor.stride()}")
     integers = dict(query_start=batch.query_start, kv_lens=batch.kv_lens, sparse_from=batch.sparse_from)
     check_dtypes(torch.int32, **integers, token_slots=batch.token_slots)
     check_dtypes(torch.int64, request_rows=batch.request_rows)
-    group = queries.shape[1] // keys.shape[1]
     box = geometry.block_size, 1, HALF_DIM
     tensors = queries, block_ids, output, batch.query_start, batch.kv_lens, batch.sparse_from, batch.request_rows
     strides = batch.token_slots.stride(0), *queries.stride()[:2], *block_ids.stride()[:2], *output.stride()[:2]
-    arguments = [
+    common = [
         tensor_map(keys, box),
         tensor_map(values, box),
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (*tensors, batch.token_slots)),
@@ -57,22 +50,21 @@ def attend_shared_blocks(
         *map(ctypes.c_int32, (batch.size, len(queries), geometry.selected_blocks)),
         ctypes.c_float(scale * LOG2_E),
     ]
-    kernel = compile_shared_blocks(group, queries.device)
-    for grid, first in launches(count_tiles(queries, keys, batch), keys, batch):
-        kernel.launch(grid, 32 * (WARPS + FETCHING_WARPS), [*arguments, *map(ctypes.c_int32, first)])
+    kernel = compile_shared_blocks(arguments.group, queries.device)
+    for grid, first in launches(count_tiles(arguments), keys, batch):
+        kernel.launch(grid, 32 * (WARPS + FETCHING_WARPS), [*common, *map(ctypes.c_int32, first)])
 
 
-def fills_gpu(queries: torch.Tensor, keys: torch.Tensor, batch: PagedBatch) -> bool:
+def fills_gpu(arguments: Arguments) -> bool:
     """Whether a step has the programs of LEAST_PROGRAMS; each takes in the blocks of its rows one by one."""
-    kv_heads = keys.shape[1]
-    least = LEAST_PROGRAMS[queries.shape[1] // kv_heads]
-    gpu = torch.cuda.get_device_properties(keys.device)
-    return count_tiles(queries, keys, batch) * kv_heads >= least * gpu.multi_processor_count
+    least = LEAST_PROGRAMS[arguments.group]
+    gpu = torch.cuda.get_device_properties(arguments.keys.device)
+    return count_tiles(arguments) * arguments.keys.shape[1] >= least * gpu.multi_processor_count
 
 
-def count_tiles(queries: torch.Tensor, keys: torch.Tensor, batch: PagedBatch) -> int:
+def count_tiles(arguments: Arguments) -> int:
     """Tiles of rows for each KV head."""
-    return tile_count(len(queries), batch.size, WARPS * VECTORS * keys.shape[1] // queries.shape[1])
+    return tile_count(len(arguments.queries), arguments.batch.size, WARPS * VECTORS // arguments.group)
 
 
 def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

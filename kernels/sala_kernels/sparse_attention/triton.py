@@ -7,25 +7,16 @@ and a program for each row adds what is left of its list. A decode step has prog
 
 import torch
 
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.sparse_attention import Arguments
 from sala_kernels.sparse_attention.listed_rows import attend_listed_rows
 from sala_kernels.sparse_attention.row_kernel import attend_decode
 from sala_kernels.sparse_attention.tile_kernel import attend_tiles
 
 
-def sparse_attention(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids: torch.Tensor,
-    batch: PagedBatch,
-    geometry: SparseGeometry,
-    scale: float,
-) -> torch.Tensor:
-    inputs, common = (queries, keys, values, block_ids), (batch, geometry, scale)
-    if batch.max_query_tokens == 1:
-        return attend_decode(*inputs, *common)
-    output = queries.new_empty(queries.shape)
-    attend_tiles(*inputs, output, *common)
-    attend_listed_rows(*inputs, output, *common)
+def sparse_attention(arguments: Arguments) -> torch.Tensor:
+    if arguments.batch.max_query_tokens == 1:
+        return attend_decode(arguments)
+    output = arguments.queries.new_empty(arguments.queries.shape)
+    attend_tiles(arguments, output)
+    attend_listed_rows(arguments, output)
     return output

@@ -1,0 +1,78 @@
+"""Prints, for steps that differ in nothing but rows and requests, under which keys Triton keeps their kernels.
+
+Run without TRITON_INTERPRET. Nothing is compiled, and no GPU is needed.
+"""
+
+import json
+
+import torch
+from sala_kernels.compress_keys import compress_keys
+from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_step import lightning_step
+from sala_kernels.qk_norm_rope import qk_norm_rope
+from sala_kernels.select_blocks import select_blocks
+from sala_kernels.sparse_attention import sparse_attention
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from benchmarks.operators.registers import NoDevice
+
+# One request and many, counts that 16 divides and others; all of them with a request of several segments.
+PREFILL = [2064], [2100], [2100] + [4] * 15, [2049] + [3] * 16
+DECODE = [1] * 16, [1] * 17, [1] * 33
+GEOMETRY, CONTEXT, PAGES = SparseGeometry(), 2**16, 4
+QUERY_HEADS, KV_HEADS, DIM = 4, 2, 32
+HOW = {"implementation": "triton"}
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def call_operators(rows: list[int]) -> None:
+    """Every operator whose kernels take numbers of the batch, for requests with ``rows`` each."""
+    requests, tokens, decode = len(rows), sum(rows), max(rows) == 1
+    query_start = ints(0, *rows).cumsum(0).int()
+    slots = ints(*range(requests))
+    batch = PagedBatch(
+        query_start=query_start,
+        kv_lens=ints(*[CONTEXT] * requests),
+        sparse_from=ints(*[0] * requests),
+        request_rows=torch.arange(requests),
+        token_slots=torch.empty(1, CONTEXT, dtype=torch.int32).expand(requests, -1),
+        max_query_tokens=max(rows),
+        max_kv_tokens=CONTEXT,
+    )
+    pool = torch.empty(PAGES * GEOMETRY.block_size, KV_HEADS, DIM, dtype=torch.bfloat16)
+    compressed = pool.new_empty(PAGES, KV_HEADS, GEOMETRY.page_rows, DIM)
+    q, k, v = (pool.new_empty(tokens, QUERY_HEADS, DIM) for _ in range(3))
+    compress_keys(pool, compressed, batch, GEOMETRY, **HOW)
+    blocks = select_blocks(q, compressed, batch, GEOMETRY, 1.0, **HOW)
+    sparse_attention(q, pool, pool, blocks, batch, GEOMETRY, 1.0, **HOW)
+    norm_rope = pool.new_empty(DIM), pool.new_empty(DIM), torch.arange(tokens), torch.empty(DIM // 2), 1e-6
+    states, decay = torch.empty(PAGES, QUERY_HEADS, DIM, DIM), torch.empty(QUERY_HEADS)
+    if decode:
+        lightning_step(q, k, v, *norm_rope, states, slots, slots, decay, 1.0, **HOW)
+    else:
+        qk_norm_rope(q, k, *norm_rope, **HOW)
+        lightning_chunk(q, k, v, states, slots, query_start, slots, slots, decay, 1.0, **HOW)
+
+
+def keys_of(rows: list[int]) -> dict[str, list[str]]:
+    """Specialisations by kernel, in order of the launches."""
+    found = {}
+
+    def record(self, *args, grid, warmup, **options):
+        binder = self.device_caches[0][-1]
+        _, specialization, chosen = binder(*args, **options)
+        found.setdefault(self.fn.__name__, []).append(f"{specialization} {chosen}")
+
+    JITFunction.run = record
+    call_operators(rows)
+    return found
+
+
+if __name__ == "__main__":
+    driver.set_active(NoDevice())
+    print(json.dumps({"prefill": [keys_of(rows) for rows in PREFILL], "decode": [keys_of(rows) for rows in DECODE]}))
