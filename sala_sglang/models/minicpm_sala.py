@@ -10,7 +10,7 @@ from sala_kernels.sigmoid_gate import sigmoid_gate
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -248,7 +248,7 @@ class MiniCPMSALAForCausalLM(nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
-    ):
+    ) -> LogitsProcessorOutput:
         rows, logits_metadata = last_rows(forward_batch, len(positions))
         hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)
         hidden = hidden / self.config.logit_divisor

@@ -12,7 +12,7 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -40,7 +40,7 @@ def prepare_frontend() -> None:
     _done.add("frontend")
 
 
-def hooks() -> dict[str, Any]:
+def hooks() -> dict[str, Callable]:
     """SGLang's functions and what runs around them, in the process of the HTTP server."""
     openai = "sglang.srt.entrypoints.openai"
     manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -56,7 +56,7 @@ def hooks() -> dict[str, Any]:
 
 
 @contextmanager
-def clients_error():
+def clients_error() -> Iterator[None]:
     """Raises ValueError, which SGLang answers with status 400, for whatever a request makes fail."""
     from fastapi import HTTPException
 
@@ -69,7 +69,7 @@ def clients_error():
         raise ValueError(f"The request cannot be read: {type(error).__name__}: {error}") from error
 
 
-async def parse(original, **arguments):
+async def parse(original: Callable, **arguments: Any) -> Any:
     """A route's parameters from the HTTP request; validators of SGLang's protocol fail on unexpected shapes."""
     from fastapi import HTTPException
     from fastapi.exceptions import RequestValidationError
@@ -87,7 +87,7 @@ async def parse(original, **arguments):
         raise _refusal(where, f"unexpected shape: {type(error).__name__}: {error}") from error
 
 
-def _check_names(body) -> None:
+def _check_names(body: Any) -> None:
     """A busy scheduler drops requests that are named like SGLang's own health checks, and they never end."""
     from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 
@@ -103,7 +103,7 @@ def _refusal(where: tuple[str, ...], message: str) -> Exception:
     return RequestValidationError([{"type": "value_error", "loc": where, "msg": message}])
 
 
-async def _fields_that_fail(original, arguments: dict[str, Any]) -> list[str]:
+async def _fields_that_fail(original: Callable, arguments: dict[str, Any]) -> list[str]:
     """The fields of the body that cannot be parsed on their own either."""
     if not isinstance(arguments["body"], dict):
         return []
@@ -117,13 +117,13 @@ async def _fields_that_fail(original, arguments: dict[str, Any]) -> list[str]:
     return failing
 
 
-def convert(original, *args, **kwargs):
+def convert(original: Callable, *args: Any, **kwargs: Any) -> Any:
     """SGLang's own form of a request in the OpenAI API."""
     with clients_error():
         return original(*args, **kwargs)
 
 
-def normalize(original, request) -> None:
+def normalize(original: Callable, request: Any) -> None:
     """Defaults for what the request leaves out, and lists with a value for each prompt."""
     with clients_error():
         for name in ("sampling_params", "input_embeds"):
@@ -139,7 +139,7 @@ def normalize(original, request) -> None:
                 raise ValueError(f"{name} = {value!r} is not supported; allowed for one prompt: one value, not a list")
 
 
-def register(original, manager, request, *args, **kwargs) -> None:
+def register(original: Callable, manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     """The request as one for each prompt, waiting for their answers."""
     try:
         original(manager, request, *args, **kwargs)
@@ -151,7 +151,7 @@ def register(original, manager, request, *args, **kwargs) -> None:
         ) from error
 
 
-def stop_regex_length(original, pattern: str) -> int:
+def stop_regex_length(original: Callable, pattern: str) -> int:
     """Tokens that a match of a stop_regex takes at most."""
     try:
         return original(pattern)
@@ -159,7 +159,9 @@ def stop_regex_length(original, pattern: str) -> int:
         raise ValueError(f"stop_regex = {pattern!r} is not supported: {error}") from error
 
 
-def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs):
+def tokenize(
+    original: Callable, manager: Any, request: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any
+) -> Any:
     """The message for the scheduler."""
     config = manager.model_config
     with clients_error():
@@ -177,7 +179,7 @@ def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs)
     return message
 
 
-def _try_decoding(message) -> None:
+def _try_decoding(message: Any) -> None:
     """Raises ValueError that names the field whose value is not of the type that SGLang declares for it."""
     from sglang.srt.managers.io_struct import msgpack_encode
     from sglang.srt.managers.utils import msgpack_decode_explained
@@ -197,7 +199,7 @@ def _check_labels(labels: dict[str, str], known: dict[str, str]) -> None:
         raise ValueError(f"custom_labels {sorted(unknown)} are not supported; allowed: {sorted(known)}")
 
 
-def _check_prompt(message, hidden_size: int) -> None:
+def _check_prompt(message: Any, hidden_size: int) -> None:
     from sglang.srt.managers.embed_types import PositionalEmbeds
 
     tokens = len(message.input_ids or message.input_embeds or ())
@@ -215,7 +217,7 @@ def _check_prompt(message, hidden_size: int) -> None:
         _check_range(name, positions or (), 0, tokens - 1)
 
 
-def _check_sampling(parameters, vocabulary: int) -> None:
+def _check_sampling(parameters: Any, vocabulary: int) -> None:
     _check_range("stop_token_ids", parameters.stop_token_ids or (), 0, vocabulary - 1)
     _check_range("top_k", [parameters.top_k], 1, LARGEST_INT32)
     _check_range("min_new_tokens", [parameters.min_new_tokens], 0, LARGEST_INT32)
@@ -224,7 +226,7 @@ def _check_sampling(parameters, vocabulary: int) -> None:
     _check_range("logit_bias", (parameters.logit_bias or {}).values(), -LARGEST, LARGEST)
 
 
-def _check_range(name: str, values: Iterable, lowest, highest) -> None:
+def _check_range(name: str, values: Iterable, lowest: float, highest: float) -> None:
     for value in values:
         if not isinstance(value, int | float) or not lowest <= value <= highest:
             raise ValueError(f"{name} = {value!r} is not supported; allowed: {lowest} to {highest}")

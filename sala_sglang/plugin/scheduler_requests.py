@@ -4,12 +4,16 @@ What a request leaves to sample from is known only while it runs: a grammar can 
 Nothing of it fails or ends the server; ``http_requests.py`` refuses what can be told from the request alone.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
+
+import torch
 
 LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
 
 
-def keep_embeddings_apart(original, adder, request, *args, **kwargs):
+def keep_embeddings_apart(original: Callable, adder: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Whether a request joins the next prefill, all of which is given as embeddings or all as token ids."""
     from sglang.srt.managers.schedule_policy import AddReqResult
 
@@ -18,7 +22,7 @@ def keep_embeddings_apart(original, adder, request, *args, **kwargs):
     return original(adder, request, *args, **kwargs)
 
 
-def keep_a_choice(original, sampling_info, logits) -> None:
+def keep_a_choice(original: Callable, sampling_info: Any, logits: torch.Tensor) -> None:
     """Biased and masked logits: where the masks leave no token, any token, so that probabilities are never NaN."""
     original(sampling_info, logits)
     orchestrator = sampling_info.penalizer_orchestrator  # None under overlap scheduling, which adds penalties up before
@@ -27,7 +31,7 @@ def keep_a_choice(original, sampling_info, logits) -> None:
         logits.clamp_(min=LOWEST_LOGIT)
 
 
-def advance_grammar(original, processor, *args, **kwargs):
+def advance_grammar(original: Callable, processor: Any, *args: Any, **kwargs: Any) -> Any:
     """A token that the grammar does not take: nothing fitted any more, which is for the client to change."""
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
@@ -48,7 +52,7 @@ def advance_grammar(original, processor, *args, **kwargs):
 _SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": keep_embeddings_apart,
     f"{_SAMPLING}._apply_post_grammar_logits_transforms": keep_a_choice,
     f"{_RESULTS}._apply_prefill_grammar": advance_grammar,
