@@ -16,7 +16,7 @@ def qk_norm_rope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # Angles are float32 in every precision: the model's own tables are.
     angles = (positions.float()[:, None] * inv_freq)[:, None]
-    return tuple(_rotate(_norm(x, weight, eps), angles) for x, weight in ((q, q_weight), (k, k_weight)))
+    return _rotate(_norm(q, q_weight, eps), angles), _rotate(_norm(k, k_weight, eps), angles)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
