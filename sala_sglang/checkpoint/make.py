@@ -39,7 +39,7 @@ class Preset:
         )
 
 
-TINY_CONFIG = {
+TINY_CONFIG: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
     "intermediate_size": 256,
