@@ -1,13 +1,17 @@
 """Configuration of MiniCPM-SALA: the released ``config.json`` as it is, validated, and the geometry parsed from it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from huggingface_hub.dataclasses import strict
 from sala_kernels.layout import COARSE_FACTOR, SparseGeometry
 from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.mamba_utils import Mamba2CacheParams
 
 ARCHITECTURE = "MiniCPMSALAForCausalLM"  # as config.json names it
 SPARSE, LIGHTNING = "minicpm4", "lightning-attn"
@@ -81,7 +85,7 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes
 
 
-def refuse(field: str, value: Any, allowed: str) -> None:
+def refuse(field: str, value: Any, allowed: str) -> NoReturn:
     """Raise the error of an impossible configuration value."""
     raise ValueError(f"MiniCPM-SALA config: {field} = {value!r} is not possible; allowed: {allowed}")
 
@@ -133,7 +137,7 @@ class SALAConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     use_cache: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.mixer_types is None:
             layers = range(self.num_hidden_layers)
             self.mixer_types = [SPARSE if i in RELEASED_SPARSE_LAYERS else LIGHTNING for i in layers]
@@ -160,18 +164,18 @@ class SALAConfig(PreTrainedConfig):
             refuse("num_key_value_heads", self.num_key_value_heads, allowed)
         if self.lightning_nkv != self.lightning_nh:
             refuse("lightning_nkv", self.lightning_nkv, f"lightning_nh = {self.lightning_nh}")
-        _mixers(self.mixer_types, self.num_hidden_layers)
+        _mixers(self.mixer_types or (), self.num_hidden_layers)
         _lightning_scale(self.lightning_scale, self.lightning_head_dim)
-        _sparse_geometry(self.sparse_config)
+        _sparse_geometry(self.sparse_config or {})
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """SPARSE or LIGHTNING for every layer, whatever spelling ``mixer_types`` uses."""
-        return _mixers(self.mixer_types, self.num_hidden_layers)
+        return _mixers(self.mixer_types or (), self.num_hidden_layers)
 
     @property
     def sparse_geometry(self) -> SparseGeometry:
-        return _sparse_geometry(self.sparse_config)
+        return _sparse_geometry(self.sparse_config or {})
 
     @property
     def lightning_geometry(self) -> LightningGeometry:
@@ -198,7 +202,7 @@ class SALAConfig(PreTrainedConfig):
         return [i for i, kind in enumerate(self.layer_kinds) if kind == LIGHTNING]
 
     @property
-    def mamba2_cache_params(self):
+    def mamba2_cache_params(self) -> "Mamba2CacheParams":
         """Shape of the recurrent state, by the name under which SGLang asks for it; always float32."""
         from sglang.srt.configs.mamba_utils import Mamba2CacheParams, Mamba2StateDType, Mamba2StateShape
         from sglang.srt.runtime_context import get_parallel
@@ -217,7 +221,7 @@ class SALAConfig(PreTrainedConfig):
         return Mamba2CacheParams(shape=shape, layers=self.lightning_layer_ids, dtype=dtype)
 
 
-def _mixers(names: list[str], layers: int) -> tuple[str, ...]:
+def _mixers(names: Sequence[str], layers: int) -> tuple[str, ...]:
     if len(names) != layers:
         refuse("mixer_types", f"a list of {len(names)}", f"one entry for each of the {layers} hidden layers")
     for index, name in enumerate(names):

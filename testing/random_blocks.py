@@ -6,14 +6,23 @@ replacement.
 """
 
 import runpy
+from typing import Any
 
 import torch
 from sala_kernels import select_blocks as package
+from sala_kernels.layout import PagedBatch, SparseGeometry
 
 select = package.select_blocks
 
 
-def select_at_random(queries, compressed, batch, geometry, scale, **options) -> torch.Tensor:
+def select_at_random(
+    queries: torch.Tensor,
+    compressed: torch.Tensor,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    scale: float,
+    **options: Any,
+) -> torch.Tensor:
     """As select_blocks, [T, Hkv, K_SEL] int32; forced blocks stay, the others are drawn without repetition."""
     blocks = select(queries, compressed, batch, geometry, scale, **options)
     end = (blocks.amax(-1, keepdim=True) - geometry.local_blocks).clamp(min=geometry.init_blocks)

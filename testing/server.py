@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import openai
 import torch
@@ -47,7 +48,7 @@ def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
     ranks = int(arguments[arguments.index("--tp-size") + 1])
     # SGLang binds each rank to cores and wants to be told which when there are more ranks than NUMA nodes.
     # Its embedding is compiled with a C++ compiler under tensor parallelism, which a test machine need not have.
-    cores = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
+    cores = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
     return {"SGLANG_CPU_OMP_THREADS_BIND": cores, "TORCH_COMPILE_DISABLE": "1"}
 
 
@@ -102,7 +103,7 @@ class Server:
             raise
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop()
 
     @property
@@ -122,7 +123,7 @@ class Server:
         with urllib.request.urlopen(f"{self.base_url}{path}", timeout=60) as answer:
             return answer.read().decode()
 
-    def post(self, path: str, body: dict) -> dict:
+    def post(self, path: str, body: dict) -> Any:
         """JSON answer to POST ``path``, such as SGLang's own ``/generate``."""
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.base_url}{path}", json.dumps(body).encode(), headers)

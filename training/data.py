@@ -31,7 +31,7 @@ class Batches(Dataset):
 
     def __init__(self, tokenizer: Path, plan: list[Step], seed: int, first_step: int = 0):
         self.path, self.plan, self.seed, self.first_step = tokenizer, plan, seed, first_step
-        self.encoder = None
+        self.encoder: Encoder | None = None
 
     def __len__(self) -> int:
         return len(self.plan) - self.first_step
@@ -66,7 +66,8 @@ class Encoder:
         return ids, weights, [p for p in asked if p < length - 1][:MAX_ASKED_DIGITS]
 
     def talk(self, rng: Random, length: int) -> Row:
-        ids, weights = [], []
+        ids: list[int] = []
+        weights: list[float] = []
         while len(ids) < length:
             begin = len(ids)
             self.append(ids, weights, list(small_talk(rng)))
@@ -75,9 +76,11 @@ class Encoder:
 
     def about_a_text(self, rng: Random, length: int) -> Row:
         opening, facts, turns = conversation(rng, length)
-        ids, weights = [], []
+        ids: list[int] = []
+        weights: list[float] = []
         self.append(ids, weights, opening)
-        tail, tail_weights = [], []
+        tail: list[int] = []
+        tail_weights: list[float] = []
         asked = self.append(tail, tail_weights, turns)
         text = self.text(rng, facts, length - len(ids) - len(tail))
         ids += text

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from sala_kernels.layout import SparseGeometry
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM, sparse
 from training.data import Encoder
@@ -34,7 +35,14 @@ class Result:
     kl: float
 
 
-def random_blocks(queries, fine, coarse, positions, length, geometry) -> torch.Tensor:
+def random_blocks(
+    queries: torch.Tensor,
+    fine: torch.Tensor,
+    coarse: torch.Tensor,
+    positions: torch.Tensor,
+    length: int,
+    geometry: SparseGeometry,
+) -> torch.Tensor:
     """Stands in for ``sparse.select_blocks``: the forced blocks, and as many others as would be free, at random."""
     blocks = torch.arange(-(-length // geometry.block_size), device=queries.device)
     current = (positions // geometry.block_size)[:, None, None]

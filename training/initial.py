@@ -1,11 +1,12 @@
 """Weights at the start of training."""
 
 import torch
-from torch import nn
+
+from sala_sglang.hf import MiniCPMSALAForCausalLM
 
 
 @torch.no_grad()
-def initialise(model: nn.Module) -> None:
+def initialise(model: MiniCPMSALAForCausalLM) -> None:
     """Normal weights with variance 1 / inputs; embeddings such that ``scale_emb`` brings them to size 1."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:

@@ -6,10 +6,14 @@ the attention mass that full attention puts on each block, which itself is not c
 queries and keys of unit size: else the cheapest way to move a mean is to blow up single keys without end.
 """
 
+from collections.abc import Callable
+
 import torch
 from sala_kernels.layout import SparseGeometry
 from torch import nn
 
+from sala_sglang.hf import MiniCPMSALAForCausalLM
+from sala_sglang.hf.modeling_minicpm_sala import MiniCPMSALASparseAttention
 from sala_sglang.hf.sparse import compress
 
 SHARPNESS = 64.0  # of the scores: a window all of whose keys match lies this far above one without a match
@@ -18,19 +22,19 @@ SHARPNESS = 64.0  # of the scores: a window all of whose keys match lies this fa
 class Captured:
     """Queries [B, T, Hq, D] and keys [B, L, Hkv, D] of every sparse layer in the latest forward call of a batch."""
 
-    def __init__(self, model: nn.Module, batch: int = 1):
+    def __init__(self, model: MiniCPMSALAForCausalLM, batch: int = 1):
         self.batch = batch
         self.layers: list[dict[str, torch.Tensor]] = []
         for layer in model.model.layers:
             attention = layer.self_attn
-            if hasattr(attention, "o_gate"):
-                found = {}
+            if isinstance(attention, MiniCPMSALASparseAttention):
+                found: dict[str, torch.Tensor] = {}
                 self.layers.append(found)
                 attention.q_proj.register_forward_hook(self._keep(found, "queries", attention.head_dim))
                 attention.k_proj.register_forward_hook(self._keep(found, "keys", attention.head_dim))
 
-    def _keep(self, found, name, head_dim):
-        def hook(module, inputs, output):
+    def _keep(self, found: dict[str, torch.Tensor], name: str, head_dim: int) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             found[name] = output.view(self.batch, -1, output.shape[-1] // head_dim, head_dim)
 
         return hook
@@ -62,7 +66,9 @@ def selection_loss(
         return (divergence * weight).sum() / weight.sum().clamp(min=1e-9)
 
 
-def _block_mass(queries, keys, positions, geometry, blocks):
+def _block_mass(
+    queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, geometry: SparseGeometry, blocks: int
+) -> torch.Tensor:
     """Attention mass per block, summed over the group: [B, N, Hkv, blocks]."""
     token = torch.arange(keys.shape[1], device=keys.device)
     logits = torch.einsum("bnkgd,blkd->bnkgl", queries, keys)
@@ -72,7 +78,9 @@ def _block_mass(queries, keys, positions, geometry, blocks):
     return nn.functional.pad(weights, (0, padding)).unflatten(-1, (blocks, -1)).sum(-1)
 
 
-def _log_scores(queries, keys, positions, geometry, blocks):
+def _log_scores(
+    queries: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor, geometry: SparseGeometry, blocks: int
+) -> torch.Tensor:
     """Logarithm of the block scores up to a constant per query and head of the group: [B, N, Hkv, blocks]."""
     size, stride = geometry.kernel_size, geometry.kernel_stride
     fine, coarse = (torch.stack([compress(k, f * size, f * stride) for k in keys]) for f in (1, 4))
@@ -86,6 +94,6 @@ def _log_scores(queries, keys, positions, geometry, blocks):
     return padded.unfold(-1, per_block + before, per_block).amax(-1)
 
 
-def _hidden(windows, positions, size, stride):
+def _hidden(windows: torch.Tensor, positions: torch.Tensor, size: int, stride: int) -> torch.Tensor:
     last = torch.arange(windows.shape[1], device=windows.device) * stride + size - 1
     return (last > positions[..., None])[:, :, None, None]

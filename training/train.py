@@ -102,7 +102,7 @@ class Trainer:
             AutoTokenizer.from_pretrained(options.start).save_pretrained(options.out)
         load_or_make_tokenizer(options.out)
         self.config = make_config()
-        self.dense_len = self.config.sparse_config["dense_len"]
+        self.dense_len = self.config.sparse_geometry.dense_len
         self.model = MiniCPMSALAForCausalLM(self.config).to(self.device)
         initialise(self.model)
         if options.start:
@@ -124,9 +124,9 @@ class Trainer:
             pin_memory=self.device == "cuda",
         )
         for batch in loader:
-            row = self.train_step(*(x.to(self.device, non_blocking=True) for x in batch))
+            measured = self.train_step(*(x.to(self.device, non_blocking=True) for x in batch))
             if self.step % LOG_STEPS == 0 or self.step == len(self.plan):
-                row = {name: round(float(value), 4) for name, value in row.items()}
+                row = {name: round(float(value), 4) for name, value in measured.items()}
                 selects = self.plan[self.step - 1].selects_blocks
                 self.rows.append({"step": self.step, "tokens": batch[0].shape[1], "selects_blocks": selects, **row})
                 print(json.dumps(self.rows[-1] | {"seconds": round(time.time() - begin)}), flush=True)
@@ -138,7 +138,7 @@ class Trainer:
     def train_step(self, ids: torch.Tensor, weights: torch.Tensor, asked: torch.Tensor) -> dict[str, torch.Tensor]:
         """One update. ids, weights: [B, T]; asked: [B, N] positions whose next token is a digit to be found, or −1."""
         selects = self.plan[self.step].selects_blocks
-        self.config.sparse_config["dense_len"] = self.dense_len if selects else NEVER_SPARSE
+        self.attend_densely_below(self.dense_len if selects else NEVER_SPARSE)
         rate = self.rate(self.step, len(self.plan))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak"] * rate
@@ -164,6 +164,9 @@ class Trainer:
             found = digits_found(logits, ids, asked)
         chosen = torch.stack(selection).mean().detach() if selection else loss.new_zeros(())
         return {"loss": loss.detach(), "selection": chosen, "digits": found, "norm": norm}
+
+    def attend_densely_below(self, tokens: int) -> None:
+        self.config.sparse_config = (self.config.sparse_config or {}) | {"dense_len": tokens}
 
     def selection_losses(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """One loss per sparse layer but the first, whose keys know nothing but their own token."""
@@ -195,7 +198,7 @@ class Trainer:
 
     def publish(self) -> None:
         """Write the model in bfloat16 and the loss curve."""
-        self.config.sparse_config["dense_len"] = self.dense_len
+        self.attend_densely_below(self.dense_len)
         self.model.bfloat16().save_pretrained(self.options.out)
         with (self.options.out / "loss.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, self.rows[0].keys(), lineterminator="\n")
@@ -232,6 +235,7 @@ def add_at_most(parameters: list[nn.Parameter], gradients: tuple[torch.Tensor | 
     total = nn.utils.get_total_norm([g for _, g in pairs])
     scale = (norm / total.clamp(min=1e-12)).clamp(max=1.0)
     for parameter, gradient in pairs:
+        assert parameter.grad is not None  # what decides about a selection takes part in the loss too
         parameter.grad += scale * gradient
 
 

@@ -1,6 +1,13 @@
 """What takes the memory of the GPU once an engine has started, in MiB."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from benchmarks.common import results_file
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 COLUMNS = ("date", "engine", "what", "mib", *results_file.SURROUNDINGS)
 GIB = 1024  # MiB; SGLang tells GiB, to three digits
@@ -14,7 +21,7 @@ def used_mib(device: str) -> int:
         return nvml.nvmlDeviceGetMemoryInfo(gpu).used >> 20
 
 
-def after_start(engine, before: int, device: str) -> list[dict]:
+def after_start(engine: Engine, before: int, device: str) -> list[dict]:
     """Rows of what SGLang knows, and of the rest of what NVML says.
 
     before: MiB in use before the engine was started. The rest are the states of the lightning layers and their

@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -61,11 +61,12 @@ def step_starts(kernels: list[Kernel], steps: range) -> list[float]:
     launches; of these the one that comes first. Streams beside it already prepare the next step. Raises RuntimeError
     where no kernel comes so often.
     """
-    busy = Counter()
+    busy: defaultdict[int, float] = defaultdict(float)
     for kernel in kernels:
         busy[kernel.stream] += kernel.end - kernel.start
+    busiest = max(busy, key=lambda stream: busy[stream], default=None)
     places = defaultdict(list)
-    launches = [kernel for kernel in kernels if busy and kernel.stream == busy.most_common(1)[0][0]]
+    launches = [kernel for kernel in kernels if kernel.stream == busiest]
     for place, kernel in enumerate(launches):
         places[kernel.name].append(place)
     candidates = [found for found in places.values() if len(found) in steps]
@@ -125,7 +126,7 @@ def busy_time(kernels: list[Kernel], end: float) -> float:
 
 def longest(kernels: list[Kernel]) -> str:
     """Names of the kernels that take most of the time, shortened."""
-    times = Counter()
+    times: defaultdict[str, float] = defaultdict(float)
     for kernel in kernels:
         times[kernel.name[:80]] += kernel.end - kernel.start
-    return "; ".join(name for name, _ in times.most_common(NAMED))
+    return "; ".join(sorted(times, key=lambda name: -times[name])[:NAMED])

@@ -7,9 +7,12 @@ import platform
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # What ``surroundings`` finds and the caller adds about its engine; the last columns of every row.
 SURROUNDINGS = ("gpu", "driver", "torch", "sglang", "triton", "python", "commit", "dtype", "weights", "options")
@@ -31,7 +34,7 @@ def current_commit() -> str:
 
 
 @contextmanager
-def first_gpu():
+def first_gpu() -> Iterator[tuple[ModuleType, Any]]:
     """NVML and its handle of the first GPU that programs may use; unlike torch it takes no memory there."""
     import pynvml
 
@@ -45,13 +48,14 @@ def first_gpu():
 
 
 @contextmanager
-def peak_memory(device: str):
+def peak_memory(device: str) -> Iterator[dict[str, int | str]]:
     """Sample the memory in use on the first GPU; ``peak_mib`` is set at the end, empty on a CPU."""
-    result = {"peak_mib": ""}
+    result: dict[str, int | str] = {"peak_mib": ""}
     if device == "cpu":
         yield result
         return
-    samples, stop = [], threading.Event()
+    samples: list[int] = []
+    stop = threading.Event()
 
     def sample() -> None:
         with first_gpu() as (nvml, gpu):

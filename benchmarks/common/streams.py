@@ -1,23 +1,29 @@
 """Requests to an engine, and when their tokens came."""
 
+from __future__ import annotations
+
 import random
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 
-def one_request(engine, prompt: list[int], new_tokens: int) -> tuple[float, float]:
+def one_request(engine: Engine, prompt: list[int], new_tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and seconds per token after it."""
     start = time.perf_counter()
     arrivals = stream(engine, [prompt], new_tokens)
     return arrivals[0][0][0] - start, decode_seconds(arrivals)
 
 
-def stream(engine, prompts: list[list[int]], new_tokens: int, **request) -> list[list[tuple[float, int]]]:
+def stream(engine: Engine, prompts: list[list[int]], new_tokens: int, **request: Any) -> list[list[tuple[float, int]]]:
     """Run the prompts at once; for each, when how many of its tokens had come: (seconds, tokens) in order.
 
     request: further arguments of ``engine.generate``.
     """
-    arrivals = [[] for _ in prompts]
+    arrivals: list[list[tuple[float, int]]] = [[] for _ in prompts]
     for chunk in engine.generate(input_ids=prompts, sampling_params=greedy(new_tokens), stream=True, **request):
         arrivals[chunk["index"]].append((time.perf_counter(), chunk["meta_info"]["completion_tokens"]))
     counts = [seen[-1][1] if seen else 0 for seen in arrivals]

@@ -8,6 +8,7 @@ through weights of several times the L2 cache. Needs a GPU; ``gemv`` needs a Hop
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def weights(outputs: int, inputs: int) -> list[torch.Tensor]:
     return [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
 
 
-def single_row_kernel():
+def single_row_kernel() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
     """SGLang's gemv, also for sizes that its rule leaves to cuBLAS; None where SGLang is not installed."""
     try:
         from sglang.kernels.ops.gemm.hopper_bf16_gemv import hopper_bf16_gemv
@@ -51,7 +52,7 @@ def single_row_kernel():
 def calls(name: str, rows: int, matrices: list[torch.Tensor]) -> dict[str, list[Call]]:
     inputs = SHAPES[name][1]
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-    found = {"cublas": [partial(torch.nn.functional.linear, x, matrix) for matrix in matrices]}
+    found: dict[str, list[Call]] = {"cublas": [partial(torch.nn.functional.linear, x, matrix) for matrix in matrices]}
     gemv = single_row_kernel()
     if gemv and rows == 1:
         found["gemv"] = [partial(gemv, x, matrix) for matrix in matrices]
@@ -66,9 +67,11 @@ def measure_product(name: str) -> list[dict]:
     for rows in ROWS:
         for kernel, each in calls(name, rows, matrices).items():
             median = measure(each, captured=rows < max(ROWS), device=torch.device("cuda")).median_us
-            row = (time.strftime("%Y-%m-%d"), name, outputs, inputs, count, rows, kernel, round(median, 1))
-            row += (round(2 * outputs * inputs / median / 1e3), round(2 * rows * outputs * inputs / median / 1e6, 1))
-            found.append(dict(zip(COLUMNS, (*row, torch.cuda.get_device_name(), torch.__version__), strict=True)))
+            case = time.strftime("%Y-%m-%d"), name, outputs, inputs, count, rows, kernel, round(median, 1)
+            rates = round(2 * outputs * inputs / median / 1e3), round(2 * rows * outputs * inputs / median / 1e6, 1)
+            found.append(
+                dict(zip(COLUMNS, (*case, *rates, torch.cuda.get_device_name(), torch.__version__), strict=True))
+            )
     return found
 
 

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -39,6 +40,7 @@ from benchmarks.common import results_file
 HEADS, KV_HEADS, DIM, WIDTH, PROJECTED = 32, 2, 128, 4096, 4 * 4096
 TOKENS, REQUESTS, CONTEXT = 8192, 32, 2**20
 GEOMETRY = SparseGeometry()
+TRITON = "triton"  # the implementation whose kernels are compiled
 REGISTERS, SHARED_BYTES, THREADS, PROGRAMS = 65_536, 233_472, 2048, 32  # of a multiprocessor
 COLUMNS = "operator", "kernel", "warps", "stages", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "per_sm"
 
@@ -58,9 +60,10 @@ class NoDevice:
 
 def compiled(call: Callable[[], object]) -> list:
     """The kernels that ``call`` would launch."""
-    kernels, run = [], JITFunction.run
+    kernels: list = []
+    run = JITFunction.run
 
-    def compile_only(self, *args, grid, warmup, **options):
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         kernels.append(run(self, *args, grid=grid, warmup=True, **options))
         return kernels[-1]
 
@@ -73,17 +76,24 @@ def compiled(call: Callable[[], object]) -> list:
     return kernels
 
 
-def measures(kernel) -> tuple:
+def find(pattern: str, text: str) -> re.Match[str]:
+    """The first match. Raises RuntimeError where there is none."""
+    if match := re.search(pattern, text, re.MULTILINE):
+        return match
+    raise RuntimeError(f"{pattern!r} is not in:\n{text}")
+
+
+def measures(kernel: Any) -> tuple:
     """What COLUMNS name, from the kernel on."""
     text, meta = kernel.asm["ptx"], kernel.metadata
-    target = re.search(r"^\.target (\w+)", text, re.MULTILINE)[1]
+    target = find(r"^\.target (\w+)", text)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(text)
         file.flush()
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack.* (\d+) bytes spill.* (\d+) bytes", log).groups())
-    registers, threads = int(re.search(r"Used (\d+) registers", log)[1]), 32 * meta.num_warps
+    stack, stores, loads = map(int, find(r"(\d+) bytes stack.* (\d+) bytes spill.* (\d+) bytes", log).groups())
+    registers, threads = int(find(r"Used (\d+) registers", log)[1]), 32 * meta.num_warps
     fit = REGISTERS // (-(-registers // 8) * 8 * threads), SHARED_BYTES // (meta.shared + 1024), THREADS // threads
     sizes = registers, stores + loads, stack, meta.shared, min(*fit, PROGRAMS)
     return meta.name, meta.num_warps, meta.num_stages, *sizes
@@ -97,7 +107,7 @@ def measures_of_shared_blocks() -> tuple:
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         log = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(re.search(rf"{name}:(\d+)", log)[1]) for name in ("REG", "STACK", "LOCAL"))
+    registers, stack, local = (int(find(rf"{name}:(\d+)", log)[1]) for name in ("REG", "STACK", "LOCAL"))
     warps = shared_blocks.WARPS + shared_blocks.FETCHING_WARPS
     sizes = warps, shared_blocks.STAGES, registers, local, stack, defined["SHARED_BYTES"], 1
     return shared_blocks.NAME, *sizes
@@ -128,11 +138,10 @@ def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], objec
     queries = empty(sum(rows), PROJECTED).view(sum(rows), -1, DIM)[:, :HEADS]
     blocks = torch.empty(sum(rows), KV_HEADS, GEOMETRY.selected_blocks, dtype=torch.int32)
     rest = batch, GEOMETRY, DIM**-0.5
-    how = {"implementation": "triton"}
     return {
-        f"compress_keys {case}": lambda: compress_keys(pool, compressed, batch, GEOMETRY, **how),
-        f"select_blocks {case}": lambda: select_blocks(queries, compressed, *rest, **how),
-        f"sparse_attention {case}": lambda: sparse_attention(queries, pool, pool, blocks, *rest, **how),
+        f"compress_keys {case}": lambda: compress_keys(pool, compressed, batch, GEOMETRY, implementation=TRITON),
+        f"select_blocks {case}": lambda: select_blocks(queries, compressed, *rest, implementation=TRITON),
+        f"sparse_attention {case}": lambda: sparse_attention(queries, pool, pool, blocks, *rest, implementation=TRITON),
     }
 
 
@@ -145,27 +154,26 @@ def operators() -> dict[str, Callable[[], object]]:
     weight, head_weight, decay = empty(WIDTH), empty(DIM), empty(HEADS, dtype=torch.float32)
     states = empty(REQUESTS, HEADS, DIM, DIM, dtype=torch.float32)
     slots = ints(*range(REQUESTS))
-    chunk = ints(0), ints(0, TOKENS), ints(-1), ints(0), decay, 1.0
-    step = slots, slots, decay, 1.0
     q, k, v, _ = projection(TOKENS)
     q_step, k_step, v_step, _ = projection(REQUESTS)
-    angles = slots, empty(DIM // 2, dtype=torch.float32)
+    turned = empty(TOKENS, HEADS, DIM), empty(TOKENS, HEADS, DIM)
+    inv_freq = empty(DIM // 2, dtype=torch.float32)
+    chunk = *turned, v, states, ints(0), ints(0, TOKENS), ints(-1), ints(0), decay, 1.0
+    step = head_weight, head_weight, slots, inv_freq, 1e-6, states, slots, slots, decay, 1.0
     rows, gate = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:]
-    turned = [empty(TOKENS, HEADS, DIM) for _ in range(2)]
-    how = {"implementation": "triton"}
     return {
-        "lightning_chunk": lambda: lightning_chunk(*turned, v, states, *chunk, **how),
-        "lightning_step": lambda: lightning_step(
-            q_step, k_step, v_step, head_weight, head_weight, *angles, 1e-6, states, *step, **how
-        ),
+        "lightning_chunk": lambda: lightning_chunk(*chunk, implementation=TRITON),
+        "lightning_step": lambda: lightning_step(q_step, k_step, v_step, *step, implementation=TRITON),
         "qk_norm_rope": lambda: qk_norm_rope(
-            q, k, head_weight, head_weight, torch.arange(TOKENS), angles[1], 1e-6, **how
+            q, k, head_weight, head_weight, torch.arange(TOKENS), inv_freq, 1e-6, implementation=TRITON
         ),
-        "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, **how),
-        "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, **how),
-        "sigmoid_gate": lambda: sigmoid_gate(rows, gate, **how),
-        "skinny_linear 1": lambda: skinny_linear(rows[:1], empty(PROJECTED, WIDTH), **how),
-        f"skinny_linear {REQUESTS}": lambda: skinny_linear(rows[:REQUESTS], empty(PROJECTED, WIDTH), **how),
+        "gated_norm": lambda: gated_norm(rows, gate, weight, 1e-6, implementation=TRITON),
+        "scaled_add_norm": lambda: scaled_add_norm(rows, rows, 0.25, weight, 1e-6, implementation=TRITON),
+        "sigmoid_gate": lambda: sigmoid_gate(rows, gate, implementation=TRITON),
+        "skinny_linear 1": lambda: skinny_linear(rows[:1], empty(PROJECTED, WIDTH), implementation=TRITON),
+        f"skinny_linear {REQUESTS}": lambda: skinny_linear(
+            rows[:REQUESTS], empty(PROJECTED, WIDTH), implementation=TRITON
+        ),
         **sparse_operators("prefill", [TOKENS]),
         **sparse_operators("decode", [1] * REQUESTS),
     }

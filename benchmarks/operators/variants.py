@@ -14,17 +14,20 @@ import argparse
 import importlib
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from triton.runtime.jit import JITFunction
 
 from benchmarks.common import results_file
-from benchmarks.operators.harness.case import Case, serving
+from benchmarks.operators.harness.case import Case, Work, serving
 from benchmarks.operators.harness.inputs import Setting
 from benchmarks.operators.harness.sizes import RELEASED
-from benchmarks.operators.harness.timing import measure
+from benchmarks.operators.harness.timing import Call, measure
 from benchmarks.operators.run import all_cases, cache_bytes
 
 COLUMNS = "date", "case", "variant", "median_us", "iqr_us", "kernels", "gpu", "torch"
@@ -43,9 +46,10 @@ def settings(variant: str) -> dict[str, int]:
 
 
 @contextmanager
-def applied(variant: str):
+def applied(variant: str) -> Iterator[None]:
     """Launches and modules with the settings of ``variant``, and as they were afterwards."""
-    options, constants = {}, []
+    options: dict[str, dict[str, int]] = {}
+    constants: list[tuple[ModuleType, str, Any]] = []
     for name, value in settings(variant).items():
         owner, _, field = name.rpartition(".")
         if owner.startswith("_"):
@@ -56,7 +60,7 @@ def applied(variant: str):
             setattr(module, field, value)
     run = JITFunction.run
 
-    def with_options(self, *args, **kwargs):
+    def with_options(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
         return run(self, *args, **kwargs | options.get(self.fn.__name__, {}))
 
     JITFunction.run = with_options
@@ -68,7 +72,7 @@ def applied(variant: str):
             setattr(module, field, value)
 
 
-def kernel_times(call) -> str:
+def kernel_times(call: Call) -> str:
     """Microseconds per call of each kernel, the longest first."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(PROFILED_CALLS):
@@ -79,7 +83,7 @@ def kernel_times(call) -> str:
     return "; ".join(f"{name} {microseconds:.1f}" for name, microseconds in times if microseconds > 0)
 
 
-def try_variant(case: Case, work, variant: str, setting: Setting) -> dict:
+def try_variant(case: Case, work: Work, variant: str, setting: Setting) -> dict:
     choice = serving(setting)
     with applied(variant):
         work.check(choice)

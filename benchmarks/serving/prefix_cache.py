@@ -9,6 +9,8 @@ questions about each of some long documents: time to the first token of the firs
 many of its tokens came from the cache. Medians after one warm-up of each kind; a table ends the run.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -17,10 +19,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file
 from benchmarks.common.streams import greedy, random_prompt
 from benchmarks.serving.speed import SHARED_OPTIONS
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 CACHES = {"off": {"disable_radix_cache": True}, "on": {"disable_radix_cache": False}}
 COLUMNS = (
@@ -93,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> None:
         engine.shutdown()
 
 
-def measure_throughput(engine, config: dict, arguments: argparse.Namespace) -> dict:
+def measure_throughput(engine: Engine, config: dict, arguments: argparse.Namespace) -> dict:
     rates = []
     with results_file.peak_memory(arguments.device) as memory:
         for _ in range(arguments.repetitions + 1):
@@ -113,9 +119,9 @@ def measure_throughput(engine, config: dict, arguments: argparse.Namespace) -> d
     }
 
 
-def measure_questions(engine, config: dict, arguments: argparse.Namespace) -> list[dict]:
+def measure_questions(engine: Engine, config: dict, arguments: argparse.Namespace) -> list[dict]:
     """A row of the first questions about all documents, and one of the second."""
-    asked = {"first question": [], "second question": []}
+    asked: dict[str, list[tuple[float, int]]] = {"first question": [], "second question": []}
     with results_file.peak_memory(arguments.device) as memory:
         for _ in range(arguments.documents + 1):
             document = random_prompt(config, arguments.document)
@@ -131,7 +137,7 @@ def measure_questions(engine, config: dict, arguments: argparse.Namespace) -> li
     return found
 
 
-def first_token(engine, prompt: list[int]) -> tuple[float, int]:
+def first_token(engine: Engine, prompt: list[int]) -> tuple[float, int]:
     """Seconds to the first token, and how many of the prompt came from the cache."""
     start = time.perf_counter()
     answer = engine.generate(input_ids=prompt, sampling_params=greedy(1))

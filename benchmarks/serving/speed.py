@@ -10,6 +10,8 @@ per token while all requests generate. ``--memory`` and ``--profile`` write what
 step to files of their own. Rows are appended as they are measured, and a table of them ends the run.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -17,11 +19,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.common import device_memory, results_file
 from benchmarks.common.streams import decode_seconds, one_request, random_prompt, stream
 from benchmarks.serving import step_profile
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 SHARED_OPTIONS = {
     "load_format": "dummy",
@@ -143,7 +150,7 @@ def engine_options(arguments: argparse.Namespace) -> dict:
     return {"context_length": longest + 64} | options
 
 
-def timed(engine, config: dict, arguments: argparse.Namespace):
+def timed(engine: Engine, config: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     """Rows of single requests by prompt length, then of batches by size."""
     for length in arguments.lengths:
         yield measure_single(engine, config, length, arguments)
@@ -151,7 +158,7 @@ def timed(engine, config: dict, arguments: argparse.Namespace):
         yield measure_batch(engine, config, size, arguments)
 
 
-def measure_single(engine, config: dict, length: int, arguments: argparse.Namespace) -> dict:
+def measure_single(engine: Engine, config: dict, length: int, arguments: argparse.Namespace) -> dict:
     """Medians of requests one at a time, after a warm-up that does not count; of long ones, a single request."""
     once = length >= ONCE_FROM
     with results_file.peak_memory(arguments.device) as memory:
@@ -172,7 +179,7 @@ def measure_single(engine, config: dict, length: int, arguments: argparse.Namesp
     }
 
 
-def measure_batch(engine, config: dict, size: int, arguments: argparse.Namespace) -> dict:
+def measure_batch(engine: Engine, config: dict, size: int, arguments: argparse.Namespace) -> dict:
     """Medians of ``size`` requests at once, after a warm-up that does not count."""
     rates, decodes = [], []
     with results_file.peak_memory(arguments.device) as memory:

@@ -4,12 +4,18 @@ The traces stay beside the CSV file, in the directory of its name without the su
 its own: shares are meant, and how long a step takes is what the engine shows without the profiler.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file
 from benchmarks.common.kernel_trace import Kernel, breakdown, read, step_starts
 from benchmarks.common.streams import greedy, random_prompt
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 COLUMNS = (
     "date", "engine", "step", "requests", "context_tokens", "steps", "group", "ms_per_step", "share_percent",
@@ -36,7 +42,7 @@ def longest(arguments: argparse.Namespace, chunk: int) -> int:
     return max(prefill_tokens(arguments, chunk) + 1, decode)
 
 
-def measure(engine, config: dict, arguments: argparse.Namespace, chunk: int) -> list[dict]:
+def measure(engine: Engine, config: dict, arguments: argparse.Namespace, chunk: int) -> list[dict]:
     """Rows of decode steps per batch size, then of the first and the last chunk of a prompt.
 
     All traces are recorded before the first is read, so that they are there whatever is found in them.
@@ -74,14 +80,14 @@ def prefill_rows(trace: list[Kernel], tokens: int, chunk: int) -> list[dict]:
     ]
 
 
-def record_prefill(engine, prompt: list[int], profiler: dict) -> None:
+def record_prefill(engine: Engine, prompt: list[int], profiler: dict) -> None:
     """Record a whole prompt."""
     engine.start_profile(**profiler)
     engine.generate(input_ids=prompt, sampling_params=greedy(1))
     engine.stop_profile()
 
 
-def record_decode(engine, prompts: list[list[int]], steps: int, profiler: dict) -> None:
+def record_decode(engine: Engine, prompts: list[list[int]], steps: int, profiler: dict) -> None:
     """Record ``steps`` steps, from when all requests have their first token."""
     waiting, started = set(range(len(prompts))), False
     for event in engine.generate(input_ids=prompts, sampling_params=greedy(decode_tokens(steps)), stream=True):

@@ -13,17 +13,24 @@ DIR needs weights: SGLang's dummy ones are drawn for every rank by itself and wo
 In bfloat16 another order of sums may decide between two almost equal tokens, and then all that follow differ.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file, streams
 from benchmarks.serving import speed
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 OPTIONS = speed.SHARED_OPTIONS | {"load_format": "auto"}
 # fmt: off
@@ -137,14 +144,14 @@ def fixed_prompts(config: dict, arguments: argparse.Namespace) -> list[list[int]
     return [random.choices(range(10, config["vocab_size"]), k=length) for length in arguments.answer_lengths]
 
 
-def answer(engine, prompt: list[int], new_tokens: int) -> dict:
+def answer(engine: Engine, prompt: list[int], new_tokens: int) -> dict:
     """Greedy tokens and the log-probability of each."""
     found = engine.generate(input_ids=prompt, sampling_params=streams.greedy(new_tokens), return_logprob=True)
     logprobs, tokens = zip(*(entry[:2] for entry in found["meta_info"]["output_token_logprobs"]), strict=True)
     return {"prompt_tokens": len(prompt), "tokens": tokens, "logprobs": logprobs}
 
 
-def timed(engine, config: dict, arguments: argparse.Namespace):
+def timed(engine: Engine, config: dict, arguments: argparse.Namespace) -> Iterator[dict]:
     """Timings of single requests by prompt length, then of batches by size."""
     for length in arguments.lengths:
         yield {"measured": "one request", **speed.measure_single(engine, config, length, arguments)}

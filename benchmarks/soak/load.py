@@ -9,7 +9,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 from urllib.error import HTTPError
+
+from testing.server import Server
 
 TEXTS = 4  # that prompts share parts of
 NUMBER = "[1-9][0-9]{3}"
@@ -88,7 +91,7 @@ class Load:
     """vocabulary: token ids below it are asked. longest: tokens of a prompt; long: tokens of one more, 0 for none.
     dense_len: a prompt in five is about that long, where dense and sparse prompts share a prefix."""
 
-    server: object
+    server: Server
     vocabulary: int
     seconds: float
     clients: int
@@ -130,7 +133,7 @@ class Load:
         common = rng.choice((0, rng.randrange(length), length // 64 * 64, length - 1))
         prompt = rng.choice(self.texts)[:common] + self.random_tokens(rng, length - common)
         weights = WEIGHTS if self.structured else WEIGHTS | {STRUCTURED: 0}
-        (kind,) = rng.choices(list(weights), weights.values())
+        (kind,) = rng.choices(list(weights), list(weights.values()))
         return Job(prompt, rng.choice((1, 4, 20, self.new_tokens)), kind, SAMPLES if kind == SAMPLED else 1)
 
     def random_tokens(self, rng: Random, count: int) -> list[int]:
@@ -150,7 +153,7 @@ def describe(error: Exception) -> str:
 
 
 def request_body(job: Job) -> dict:
-    sampling = {"max_new_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
+    sampling: dict[str, Any] = {"max_new_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
     if job.kind == SAMPLED:
         sampling |= {"temperature": 1, "n": job.samples}
     if job.kind == STRUCTURED:
@@ -158,7 +161,7 @@ def request_body(job: Job) -> dict:
     return {"input_ids": job.prompt, "sampling_params": sampling, "return_logprob": True}
 
 
-def ask(server, job: Job) -> list[dict]:
+def ask(server: Server, job: Job) -> list[dict]:
     """The answers. Raises ValueError where one has not as many tokens as asked, or not the structure."""
     found = server.post("/generate", request_body(job))
     answers = found if isinstance(found, list) else [found]
@@ -179,7 +182,7 @@ def answered(job: Job, answer: dict) -> Answered:
     return Answered(job.prompt, answer["output_ids"], logprobs, job.kind)
 
 
-def leave(server, job: Job) -> list[dict]:
+def leave(server: Server, job: Job) -> list[dict]:
     """Read one event of the stream, and close it."""
     body = request_body(job) | {"stream": True, "return_logprob": False}
     body["sampling_params"]["max_new_tokens"] = LONG_ANSWER

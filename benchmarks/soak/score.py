@@ -7,8 +7,13 @@ answer are one prompt. In bfloat16 the two differ by rounding alone; how much is
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from benchmarks.soak.load import Answered, Job, answered, ask
+from testing.server import Server
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 AT_ONCE = 8
 FIRST_TOKEN = 10  # below are special ones
@@ -42,7 +47,7 @@ def choose(sample: list[Answered], budget: int, dense_len: int) -> list[Answered
     return chosen
 
 
-def score(server, given: Answered) -> list[float]:
+def score(server: Server, given: Answered) -> list[float]:
     """Log-probabilities of the answer's tokens, read as a prompt. Raises ValueError where any came from the cache."""
     body = {
         "input_ids": given.prompt + given.tokens,
@@ -60,18 +65,18 @@ def score(server, given: Answered) -> list[float]:
     return [entry[0] for entry in scored]
 
 
-def cold(server, ask_one: Callable, each: list) -> list:
+def cold(server: Server, ask_one: Callable[[Server, Item], Found], each: list[Item]) -> list[Found]:
     """``ask_one(server, item)`` one after the other, each with an empty cache."""
-    found = []
+    found: list[Found] = []
     for item in each:
         server.flush_cache()
         found.append(ask_one(server, item))
     return found
 
 
-def batched(server, ask_one: Callable, each: list) -> list:
+def batched(server: Server, ask_one: Callable[[Server, Item], Found], each: list[Item]) -> list[Found]:
     """The same, AT_ONCE at the same time."""
-    found = []
+    found: list[Found] = []
     for place in range(0, len(each), AT_ONCE):
         server.flush_cache()
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -79,7 +84,7 @@ def batched(server, ask_one: Callable, each: list) -> list:
     return found
 
 
-def ask_again(server, given: Answered) -> Answered:
+def ask_again(server: Server, given: Answered) -> Answered:
     """The same prompt, asked alone for as many tokens."""
     job = Job(given.prompt, len(given.tokens), given.kind)
     return answered(job, *ask(server, job))
@@ -99,7 +104,7 @@ def differences(first: list[list[float]], second: list[list[float]]) -> Differen
     return Differences([max(values) for values in per_answer], sum(flat) / len(flat))
 
 
-def judge(server, chosen: list[Answered]) -> dict[str, Differences]:
+def judge(server: Server, chosen: list[Answered]) -> dict[str, Differences]:
     """Differences of the load's answers from their scores, and of two kinds of noise at rest.
 
     For the noise the same prompts, but for their first tokens, are asked again one after the other, with an empty

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from cuda.bindings import driver, nvrtc
@@ -22,7 +23,7 @@ class CudaKernel:
     Raises RuntimeError with CUDA's error where the driver cannot load or launch it.
     """
 
-    def __init__(self, binary: bytes, name: str, device: torch.device, shared_bytes: int):
+    def __init__(self, binary: bytes, name: str, device: torch.device, shared_bytes: int) -> None:
         with torch.cuda.device(device):
             torch.cuda.synchronize()  # makes the context of torch the one into which the module is loaded
             module = _checked(driver.cuModuleLoadData(binary))
@@ -109,7 +110,7 @@ def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
-def _checked(result: tuple):
+def _checked(result: tuple) -> Any:
     """The value of a call of the binding. Raises RuntimeError if it failed."""
     error, *values = result
     if error.value:

@@ -1,11 +1,17 @@
 """KV pool of the sparse layers with the compressed keys as its companion."""
 
+from __future__ import annotations
+
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sala_kernels.layout import SparseGeometry
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
+
+if TYPE_CHECKING:  # imports SGLang's copy kernels
+    from sglang.srt.mem_cache.pool_host.host_pool_decl import HostPoolDecl
 
 
 class SalaKVPool(MHATokenToKVPool):
@@ -18,7 +24,7 @@ class SalaKVPool(MHATokenToKVPool):
 
     geometry: SparseGeometry  # set by pool_class
 
-    def _create_buffers(self):
+    def _create_buffers(self) -> None:
         if self.post_capture_active:
             raise ValueError(
                 "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING = 1 is not supported (compressed keys are allocated once, with "
@@ -34,26 +40,34 @@ class SalaKVPool(MHATokenToKVPool):
                 torch.zeros(shape, dtype=self.store_dtype, device=self.device) for _ in range(self.layer_num)
             ]
 
-    def _clear_buffers(self):
+    def _clear_buffers(self) -> None:
         super()._clear_buffers()
         del self.compressed
 
-    def get_kv_size_bytes(self):
+    def get_kv_size_bytes(self) -> tuple[int, int]:
         """Bytes of keys, compressed ones included, and of values."""
         key_bytes, value_bytes = super().get_kv_size_bytes()
         return key_bytes + sum(rows.nbytes for rows in self.compressed), value_bytes
 
-    def host_pool_decls(self):
+    def host_pool_decls(self) -> tuple[HostPoolDecl, ...]:
         """What the hierarchical cache keeps on the host: pages, and their compressed keys."""
         from sala_sglang.attention.host_pool import compressed_keys_declaration  # imports SGLang's copy kernels
 
         return *super().host_pool_decls(), compressed_keys_declaration(self)
 
-    def get_cpu_copy(self, indices, mamba_indices=None, req_pool_index=None):
+    def get_cpu_copy(
+        self, indices: torch.Tensor, mamba_indices: torch.Tensor | None = None, req_pool_index: int | None = None
+    ) -> tuple[Any, list[torch.Tensor]]:
         pages = self._pages(indices)
         return super().get_cpu_copy(indices), [rows[pages].cpu() for rows in self.compressed]
 
-    def load_cpu_copy(self, kv_cache_cpu, indices, mamba_indices=None, req_pool_index=None):
+    def load_cpu_copy(
+        self,
+        kv_cache_cpu: tuple[Any, list[torch.Tensor]],
+        indices: torch.Tensor,
+        mamba_indices: torch.Tensor | None = None,
+        req_pool_index: int | None = None,
+    ) -> None:
         keys_values, saved = kv_cache_cpu
         super().load_cpu_copy(keys_values, indices)
         pages = self._pages(indices)

@@ -1,5 +1,7 @@
 """SGLang linear-attention backend of the lightning layers, over SGLang's pool of recurrent states."""
 
+from typing import Any
+
 import torch
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
@@ -29,7 +31,7 @@ class LightningBackend(MambaAttnBackendBase):
             states = self.req_to_token_pool.mamba2_layer_cache(first).temporal
             compile_lightning(states, self.log_decay, runner.model_config.dtype)
 
-    def init_forward_metadata(self, forward_batch: ForwardBatch):
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         mapped = self.req_to_token_pool.get_mamba_indices(forward_batch.req_pool_indices)
         slots = self._translate_mamba_indices(mapped).int()
         if forward_batch.forward_mode.is_decode():
@@ -37,7 +39,7 @@ class LightningBackend(MambaAttnBackendBase):
         elif forward_batch.forward_mode.is_extend():
             self.plan = state_extend(forward_batch, slots)
 
-    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
         # forward_metadata holds static buffers here; the base class refreshes them before every replay.
         static = self.forward_metadata
         self.plan = state_decode(forward_batch, static.mamba_cache_indices, static.mamba_track_indices)
@@ -50,7 +52,7 @@ class LightningBackend(MambaAttnBackendBase):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """q [T, H·D], k and v [T, H, D] -> [T, H·D]."""
         plan = self.plan
@@ -77,8 +79,8 @@ class LightningBackend(MambaAttnBackendBase):
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
         *,
-        norm_rope: tuple,
-        **kwargs,
+        norm_rope: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float],
+        **kwargs: Any,
     ) -> torch.Tensor:
         """As forward_extend, with one row per request, of q and k as projected.
 

@@ -1,5 +1,7 @@
 """SGLang attention backend of the sparse (InfLLM-V2) layers: write KV, compress, select, attend."""
 
+from typing import Any
+
 import torch
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.layout import PagedBatch
@@ -46,18 +48,18 @@ class SparseBackend(AttentionBackend):
             self.max_context_len,
         )
 
-    def init_forward_metadata(self, forward_batch: ForwardBatch):
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         if forward_batch.forward_mode.is_decode():
             self.init_forward_metadata_in_graph(forward_batch)
         elif forward_batch.forward_mode.is_extend():
             self.plan = paged_extend(forward_batch, self.req_to_token_pool.req_to_token, self.dense_len)
 
-    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch):
+    def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
         self.plan = paged_decode(
             forward_batch, self.req_to_token_pool.req_to_token, self.dense_len, self.max_context_len
         )
 
-    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int):
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Nothing to allocate: the plan of a captured step is recorded over the graph runner's buffers."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
@@ -73,7 +75,7 @@ class SparseBackend(AttentionBackend):
         save_kv_cache: bool = True,
         *,
         last_rows: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """q [T, Hq·D], k and v [T, Hkv, D] -> [T, Hq·D]; with ``last_rows`` q has the last row of every request."""
         if save_kv_cache:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -38,7 +39,7 @@ class Preset:
         )
 
 
-TINY_CONFIG = {
+TINY_CONFIG: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -103,7 +104,7 @@ def make_checkpoint(preset: str, out: Path, seed: int = 0) -> None:
 def write_weights(config: SALAConfig, out: Path, shards: int, seed: int) -> None:
     """Write ``shards`` safetensors files of about equal size, a thread each, and the index."""
     shapes = tensor_shapes(config)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     with ThreadPoolExecutor(shards) as pool:
         writers = []
         for number, names in enumerate(split_evenly(shapes, shards), start=1):
@@ -122,7 +123,8 @@ def write_weights(config: SALAConfig, out: Path, shards: int, seed: int) -> None
 def split_evenly(shapes: dict[str, tuple[int, ...]], parts: int) -> list[list[str]]:
     """Names in their order, cut into ``parts`` runs with about the same number of elements."""
     share = sum(map(math.prod, shapes.values())) / parts
-    runs, seen = [[] for _ in range(parts)], 0
+    runs: list[list[str]] = [[] for _ in range(parts)]
+    seen = 0
     for name, shape in shapes.items():
         runs[min(int(seen / share), parts - 1)].append(name)
         seen += math.prod(shape)
@@ -131,7 +133,8 @@ def split_evenly(shapes: dict[str, tuple[int, ...]], parts: int) -> list[list[st
 
 def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], config: SALAConfig, seed: int) -> None:
     """Write one safetensors file: its header first, then tensor by tensor in pieces."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, shape in shapes.items():
         end = offset + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}

@@ -24,15 +24,15 @@ def layer_shapes(config: SALAConfig, kind: str) -> dict[str, Shape]:
 def sparse_mixer_shapes(config: SALAConfig) -> dict[str, Shape]:
     hidden = config.hidden_size
     query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    projections = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden)}
+    projections: dict[str, Shape] = {"q_proj": (query, hidden), "k_proj": (key, hidden), "v_proj": (key, hidden)}
     return projections | {"o_gate": (query, hidden), "o_proj": (hidden, query)}
 
 
 def lightning_mixer_shapes(config: SALAConfig) -> dict[str, Shape]:
     hidden, head_dim = config.hidden_size, config.lightning_head_dim
     width = config.lightning_nh * head_dim
-    projections = {f"{name}_proj": (width, hidden) for name in "qkvz"}
-    norms = {"q_norm": (head_dim,), "k_norm": (head_dim,), "o_norm": (width,)}
+    projections: dict[str, Shape] = {f"{name}_proj": (width, hidden) for name in "qkvz"}
+    norms: dict[str, Shape] = {"q_norm": (head_dim,), "k_norm": (head_dim,), "o_norm": (width,)}
     return projections | norms | {"o_proj": (hidden, width)}
 
 

@@ -49,10 +49,12 @@ class Client:
 
     def ask(self, sample: Sample) -> Outcome:
         """The greedy answer to a sample."""
-        messages = [{"role": "user", "content": sample.message}]
         try:
             response = self.api.chat.completions.create(
-                model=self.model, messages=messages, max_tokens=ANSWER_TOKENS, temperature=0
+                model=self.model,
+                messages=[{"role": "user", "content": sample.message}],
+                max_tokens=ANSWER_TOKENS,
+                temperature=0,
             )
         except openai.OpenAIError as error:
             return Outcome(None, "", str(error))

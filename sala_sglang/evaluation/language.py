@@ -124,9 +124,9 @@ def user_message(sentences: list[str], question: str) -> str:
     return f"Text: {' '.join(sentences)}\n\n{question}"
 
 
-def _code(key, number):
+def _code(key: Key, number: str) -> str:
     return f"The code of the {_name(key)} is {number}."
 
 
-def _name(key):
+def _name(key: Key) -> str:
     return " ".join(key)

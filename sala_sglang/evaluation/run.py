@@ -49,7 +49,7 @@ def evaluate(client: Client, tokenizer_path: str, plan: Plan) -> list[Cell]:
     places = [(task, length, depth) for task in plan.tasks for length in plan.lengths for depth in plan.depths]
     jobs = [(place, number) for place in places for number in range(plan.samples)]
 
-    def ask(job):
+    def ask(job: tuple[tuple[str, int, float], int]) -> Outcome:
         (task, length, depth), number = job
         rng = Random(f"{plan.seed} {task} {length} {depth} {number}")
         return client.ask(maker.sample(rng, task, length, depth))

@@ -29,7 +29,8 @@ def _passkey(rng: Random) -> Task:
 
 
 def _key_value(rng: Random) -> Task:
-    return language.code(*language.keys(rng, 1), language.value(rng))
+    [key] = language.keys(rng, 1)
+    return language.code(key, language.value(rng))
 
 
 def _multi_query(rng: Random) -> Task:
@@ -38,7 +39,8 @@ def _multi_query(rng: Random) -> Task:
 
 
 def _multi_value(rng: Random) -> Task:
-    return language.numbers(*language.keys(rng, 1), tuple(language.value(rng) for _ in language.ORDINALS))
+    [key] = language.keys(rng, 1)
+    return language.numbers(key, tuple(language.value(rng) for _ in language.ORDINALS))
 
 
 def _variables(rng: Random) -> Task:

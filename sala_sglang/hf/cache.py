@@ -39,7 +39,7 @@ class SALACache:
 
     is_compileable = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sequences: list[SequenceCache] = []
         self.columns = 0
 

@@ -30,14 +30,14 @@ def lightning_attention(
     outputs = []
     with torch.autocast(q.device.type, enabled=False):
         for begin, end, size in _segments(tokens):
-            parts = [x[:, :, begin:end].unflatten(2, (-1, size)) for x in wide]
-            output, state = _equal_chunks(*parts, state, log_decay.to(work))
+            q_part, k_part, v_part = (x[:, :, begin:end].unflatten(2, (-1, size)) for x in wide)
+            output, state = _equal_chunks(q_part, k_part, v_part, state, log_decay.to(work))
             outputs.append(output)
         output = scale * torch.cat(outputs, dim=2)
     return output.transpose(1, 2).to(q.dtype), state
 
 
-def _segments(tokens):
+def _segments(tokens: int) -> list[tuple[int, int, int]]:
     """(begin, end, chunk size) of runs of equal chunks: full segments, the chunks left, the tokens left."""
     whole = tokens - tokens % CHUNK_TOKENS
     bounds = [*range(0, whole, CHUNK_TOKENS * SEGMENT_CHUNKS), whole]
@@ -45,7 +45,9 @@ def _segments(tokens):
     return [*runs, (whole, tokens, tokens - whole)] if tokens > whole else runs
 
 
-def _equal_chunks(q, k, v, state, log_decay):
+def _equal_chunks(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, state: torch.Tensor, log_decay: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """q, k, v: [B, H, chunks, size, D] -> output [B, H, chunks·size, D] without the scale, state after the last."""
     chunks, size = q.shape[2:4]
     row = torch.arange(size, device=q.device, dtype=q.dtype)
@@ -67,7 +69,7 @@ def _equal_chunks(q, k, v, state, log_decay):
     return (inside + across).flatten(2, 3), after[:, :, -1]
 
 
-def _powers(rate, row):
+def _powers(rate: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """λ^(i − j) where i ≥ j, else 0: rate [H, 1, 1], row [n] -> [H, n, n].
 
     From the difference: λ^i·λ^(−j) would overflow for the fastest heads.

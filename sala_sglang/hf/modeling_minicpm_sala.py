@@ -1,12 +1,14 @@
 """MiniCPM-SALA: block-sparse and lightning attention layers, in the rounding order of the released model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from sala_kernels.layout import SparseGeometry
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -31,15 +33,18 @@ class PackedStep:
     sparse_geometry: SparseGeometry
     log_decay: torch.Tensor
 
-    def groups(self, *tensors: torch.Tensor):
-        """Runs of B sequences alike in rows n > 0 and tokens before: their caches, and [B, n, ...] of each tensor."""
+    def groups(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> Iterator[tuple[list[SequenceCache], torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Runs of B sequences alike in rows n > 0 and tokens before: their caches, and [B, n, ...] of q, k and v."""
         alike = groupby(zip(self.rows, self.sequences, strict=True), key=lambda pair: (pair[0], pair[1].tokens))
         begin = 0
         for (rows, _), pairs in alike:
             sequences = [sequence for _, sequence in pairs]
             end = begin + rows * len(sequences)
             if rows:
-                yield sequences, *(x[begin:end].unflatten(0, (-1, rows)) for x in tensors)
+                q_run, k_run, v_run = (x[begin:end].unflatten(0, (-1, rows)) for x in (q, k, v))
+                yield sequences, q_run, k_run, v_run
             begin = end
 
 
@@ -99,10 +104,10 @@ class MiniCPMSALALightningAttention(nn.Module):
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), step.cos, step.sin), rotate(self.k_norm(k), step.cos, step.sin)
         outputs = []
-        for sequences, *qkv in step.groups(q, k, v):
-            before = [sequence.states.get(self.layer) for sequence in sequences]
-            state = None if before[0] is None else torch.stack(before)
-            output, after = lightning_attention(*qkv, state, step.log_decay, self.scale)
+        for sequences, queries, keys, values in step.groups(q, k, v):
+            begun = self.layer in sequences[0].states
+            before = torch.stack([sequence.states[self.layer] for sequence in sequences]) if begun else None
+            output, after = lightning_attention(queries, keys, values, before, step.log_decay, self.scale)
             for sequence, state in zip(sequences, after, strict=True):
                 sequence.states[self.layer] = state
             outputs.append(output.flatten(0, 1))
@@ -184,7 +189,7 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
             hidden = torch.zeros_like(embeds).masked_scatter(keep[..., None], hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden.view_as(embeds), past_key_values=cache)
 
-    def _step(self, embeds, keep, cache):
+    def _step(self, embeds: torch.Tensor, keep: torch.Tensor | None, cache: SALACache | None) -> PackedStep:
         batch, columns = embeds.shape[:2]
         rows = [columns] * batch if keep is None else keep.sum(1).tolist()
         sequences = (SALACache() if cache is None else cache).of_batch(batch)
@@ -230,7 +235,9 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         # generate() would make a DynamicCache, which holds no recurrent state.
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = SALACache()

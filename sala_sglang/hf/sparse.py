@@ -90,7 +90,13 @@ def select_blocks(
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True) & (blocks <= current)
 
 
-def _window_weights(queries, fine, coarse, positions, geometry):
+def _window_weights(
+    queries: torch.Tensor,
+    fine: torch.Tensor,
+    coarse: torch.Tensor,
+    positions: torch.Tensor,
+    geometry: SparseGeometry,
+) -> torch.Tensor:
     """P of every fine window, [T, Hkv, n]: 0 where it ends after the query or no coarse window ends before it."""
     work = _work(queries)
     grouped = queries.to(work).unflatten(1, (fine.shape[1], -1))
@@ -106,13 +112,13 @@ def _window_weights(queries, fine, coarse, positions, geometry):
     return weights.sum(2).to(queries.dtype)
 
 
-def _hidden(windows, positions, size, stride):
+def _hidden(windows: torch.Tensor, positions: torch.Tensor, size: int, stride: int) -> torch.Tensor:
     """[T, 1, 1, n] bool: windows that do not lie wholly at or before the query."""
     last = torch.arange(len(windows), device=positions.device) * stride + size - 1
     return (last > positions[:, None])[:, None, None]
 
 
-def _block_scores(weights, blocks, geometry):
+def _block_scores(weights: torch.Tensor, blocks: int, geometry: SparseGeometry) -> torch.Tensor:
     """Largest weight among the windows that overlap each block: [T, Hkv, n] -> [T, Hkv, blocks]."""
     per_block = geometry.block_size // geometry.kernel_stride
     before = geometry.kernel_size // geometry.kernel_stride - 1
@@ -121,15 +127,21 @@ def _block_scores(weights, blocks, geometry):
     return padded.unfold(-1, per_block + before, per_block).amax(-1)
 
 
-def _softmax_attention(queries, keys, values, allowed=None, causal=False):
+def _softmax_attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    allowed: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
     """queries [B, T, Hq, D], keys/values [B, L, Hkv, D], allowed [(Hq,) T, L] bool or ``causal`` -> [B, T, Hq, D]."""
     group = queries.shape[2] // keys.shape[2]
     # Heads are repeated here: the attention of torch that takes groups keeps the whole score matrix for some dtypes.
     keys, values = (x.repeat_interleave(group, dim=2) for x in (keys, values))
-    wide = [x.to(_work(queries)).transpose(1, 2) for x in (queries, keys, values)]
-    output = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=allowed, is_causal=causal)
+    q, k, v = (x.to(_work(queries)).transpose(1, 2) for x in (queries, keys, values))
+    output = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
     return output.transpose(1, 2).to(queries.dtype)
 
 
-def _work(tensor):
+def _work(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)

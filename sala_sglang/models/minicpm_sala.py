@@ -10,7 +10,7 @@ from sala_kernels.sigmoid_gate import sigmoid_gate
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -246,7 +246,7 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
-    ):
+    ) -> LogitsProcessorOutput:
         # Layers with LoRA know which rows are whose for the whole step alone.
         rows, logits_metadata = (None, forward_batch) if self.with_lora else last_rows(forward_batch, len(positions))
         hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)

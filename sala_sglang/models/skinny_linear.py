@@ -1,8 +1,14 @@
 """Products of a few rows with weights that are not quantized, on GPUs where skinny_linear reads those fastest."""
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import torch
 from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec
 from torch import nn
 
@@ -10,7 +16,16 @@ HOPPER = 9  # measured on no other generation
 MIN_OUTPUTS = 16384  # of products of several rows; with fewer ones cuBLAS is as fast or faster
 
 
-def use_skinny_linear(model: nn.Module) -> None:
+class LanguageModel(Protocol):
+    """What is looked at of a served model."""
+
+    lm_head: ParallelLMHead
+    logits_processor: LogitsProcessor
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+def use_skinny_linear(model: LanguageModel) -> None:
     """Give the unquantized linear layers and the head of ``model`` the methods below, where they are faster.
 
     Not where the user named a backend, nor for deterministic inference: sums depend on the number of rows.
@@ -32,10 +47,16 @@ def _is_hopper() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == HOPPER
 
 
-class SkinnyRows:
+class WeightedLayer(Protocol):
+    """A linear layer or a head."""
+
+    weight: torch.Tensor  # [outputs, inputs]
+
+
+class SkinnyRows(QuantizeMethodBase):
     """Computes products of at most MAX_ROWS rows by skinny_linear, and leaves all others to the next class."""
 
-    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(self, layer: WeightedLayer, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if bias is None and _fits(x, layer.weight):
             return skinny_linear(x, layer.weight)
         return super().apply(layer, x, bias)

@@ -5,6 +5,9 @@ CPU engine). A few places assume an accelerator although nothing behind them nee
 here, only on machines without CUDA.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from sala_sglang.config import SALAConfig
@@ -20,22 +23,22 @@ def without_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
-def pin_memory_in_place(original, tensor: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+def pin_memory_in_place(original: Callable, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Pinned memory speeds up copies to a GPU; without one, pageable memory serves and pinning would raise."""
     return tensor
 
 
-def allow_state_snapshots(original) -> bool:
+def allow_state_snapshots(original: Callable) -> bool:
     """The snapshots of recurrent states for the prefix cache are plain tensor writes here."""
     return True
 
 
-def group_without_nccl(original, *args, **kwargs):
+def group_without_nccl(original: Callable, *args: Any, **kwargs: Any) -> None:
     """A process group that communicates through gloo alone; NCCL's communicator can only live on a GPU."""
-    return original(*args, **kwargs | {"use_pynccl": False})
+    original(*args, **kwargs | {"use_pynccl": False})
 
 
-def keep_head_counts(original, model_config, *args, **kwargs):
+def keep_head_counts(original: Callable, model_config: Any, *args: Any, **kwargs: Any) -> Any:
     """SGLang pads head counts that tensor parallelism does not divide; this model replicates KV heads instead."""
     if isinstance(model_config.hf_config, SALAConfig):
         return model_config
@@ -43,7 +46,7 @@ def keep_head_counts(original, model_config, *args, **kwargs):
 
 
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     "torch.Tensor.pin_memory": pin_memory_in_place,
     "sglang.srt.arg_groups.mamba_hook._platform_supports_mamba_cache_extra_buffer": allow_state_snapshots,
     "sglang.srt.distributed.parallel_state.GroupCoordinator.__init__": group_without_nccl,

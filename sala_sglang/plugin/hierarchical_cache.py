@@ -9,6 +9,9 @@ one (stride 1, length 0), copies it to a buffer of the same shape to get rid of 
 So the empty part is left out.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 LAYOUTS = ("page_first", "page_first_direct")
 STORAGE_REASON = "SGLang's Scheduler._prefetch_kvcache asks it for token ids, without what keeps dense prompts apart"
 
@@ -30,21 +33,21 @@ def argument_limits(enabled: bool, device: str) -> tuple[tuple[str, tuple, str],
     )
 
 
-def skip_empty(original, *args, **kwargs) -> None:
+def skip_empty(original: Callable, *args: Any, **kwargs: Any) -> None:
     """A copy of one part of recurrent states to the tensor ``dst``, if there is anything to copy."""
     dst = kwargs["dst"] if "dst" in kwargs else args[1]
     if dst.numel():
         original(*args, **kwargs)
 
 
-def refuse_storage(original, cache, *args, **kwargs) -> tuple[bool, str]:
+def refuse_storage(original: Callable, cache: Any, *args: Any, **kwargs: Any) -> tuple[bool, str]:
     """The answer to a storage backend that is attached while the server runs."""
     return False, f"MiniCPM-SALA: a storage backend is not supported ({STORAGE_REASON})"
 
 
 _STATES = "sglang.srt.mem_cache.pool_host.mamba.MambaPoolHost"
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     f"{_STATES}._copy_tensor_pf_lf": skip_empty,
     f"{_STATES}._copy_tensor_all_layers_lf_pf": skip_empty,
     "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.attach_storage_backend": refuse_storage,

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -54,7 +55,7 @@ def prepare_http_workers() -> None:
 
 
 @contextmanager
-def clients_error():
+def clients_error() -> Iterator[None]:
     """Raises ValueError, which SGLang answers with status 400, for whatever a request makes fail."""
     from fastapi import HTTPException
 
@@ -67,7 +68,7 @@ def clients_error():
         raise ValueError(f"The request cannot be read: {type(error).__name__}: {error}") from error
 
 
-async def parse(original, **arguments):
+async def parse(original: Callable, **arguments: Any) -> Any:
     """A route's parameters from the HTTP request; validators of SGLang's protocol fail on unexpected shapes."""
     from fastapi import HTTPException
     from fastapi.exceptions import RequestValidationError
@@ -85,7 +86,7 @@ async def parse(original, **arguments):
         raise _refusal(where, f"unexpected shape: {type(error).__name__}: {error}") from error
 
 
-def _check_names(body) -> None:
+def _check_names(body: Any) -> None:
     """A busy scheduler drops requests that are named like SGLang's own health checks, and they never end."""
     from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 
@@ -101,7 +102,7 @@ def _refusal(where: tuple[str, ...], message: str) -> Exception:
     return RequestValidationError([{"type": "value_error", "loc": where, "msg": message}])
 
 
-async def _fields_that_fail(original, arguments: dict[str, Any]) -> list[str]:
+async def _fields_that_fail(original: Callable, arguments: dict[str, Any]) -> list[str]:
     """The fields of the body that cannot be parsed on their own either."""
     if not isinstance(arguments["body"], dict):
         return []
@@ -115,13 +116,13 @@ async def _fields_that_fail(original, arguments: dict[str, Any]) -> list[str]:
     return failing
 
 
-def convert(original, *args, **kwargs):
+def convert(original: Callable, *args: Any, **kwargs: Any) -> Any:
     """SGLang's own form of a request in the OpenAI API."""
     with clients_error():
         return original(*args, **kwargs)
 
 
-def normalize(original, request) -> None:
+def normalize(original: Callable, request: Any) -> None:
     """Defaults for what the request leaves out, and lists with a value for each prompt."""
     with clients_error():
         for name in ("sampling_params", "input_embeds"):
@@ -137,7 +138,7 @@ def normalize(original, request) -> None:
                 raise ValueError(f"{name} = {value!r} is not supported; allowed for one prompt: one value, not a list")
 
 
-def register(original, manager, request, *args, **kwargs) -> None:
+def register(original: Callable, manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     """The request as one for each prompt, waiting for their answers."""
     try:
         original(manager, request, *args, **kwargs)
@@ -149,7 +150,7 @@ def register(original, manager, request, *args, **kwargs) -> None:
         ) from error
 
 
-def stop_regex_length(original, pattern: str) -> int:
+def stop_regex_length(original: Callable, pattern: str) -> int:
     """Tokens that a match of a stop_regex takes at most."""
     try:
         return original(pattern)
@@ -157,7 +158,9 @@ def stop_regex_length(original, pattern: str) -> int:
         raise ValueError(f"stop_regex = {pattern!r} is not supported: {error}") from error
 
 
-def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs):
+def tokenize(
+    original: Callable, manager: Any, request: Any, input_text: Any, input_ids: Any, *args: Any, **kwargs: Any
+) -> Any:
     """The message for the scheduler."""
     config = manager.model_config
     with clients_error():
@@ -171,7 +174,7 @@ def tokenize(original, manager, request, input_text, input_ids, *args, **kwargs)
     return message
 
 
-def _try_decoding(message) -> None:
+def _try_decoding(message: Any) -> None:
     """Raises ValueError that names the field whose value is not of the type that SGLang declares for it."""
     from sglang.srt.managers.io_struct import msgpack_encode
     from sglang.srt.managers.utils import msgpack_decode_explained

@@ -23,6 +23,7 @@ at one of their first prompts (torch 2.11 in place of 2.14.1: docs/lab-notes.md)
 import logging
 import os
 from array import array
+from collections.abc import Callable
 from contextvars import ContextVar
 from importlib.metadata import requires, version
 from typing import Any
@@ -43,7 +44,7 @@ DENSE_MARK = 1 << 32  # beyond every vocabulary; keys are int64
 _checkpointed: ContextVar[Any] = ContextVar("request whose tokens are being inserted", default=None)
 
 
-def hooks(config: SALAConfig) -> dict[str, Any]:
+def hooks(config: SALAConfig) -> dict[str, Callable]:
     """SGLang's functions and what runs around them."""
     geometry = config.sparse_geometry
     kinds = PromptKinds(environment.dense_len_tokens(config), geometry.selected_blocks * geometry.block_size)
@@ -56,17 +57,17 @@ class Snapshots:
     def __init__(self, page_size: int, spacing: int):
         self.page_size, self.spacing = page_size, spacing
 
-    def hooks(self) -> dict[str, Any]:
+    def hooks(self) -> dict[str, Callable]:
         return {
             "sglang.srt.managers.schedule_policy.PrefillAdder.__init__": self.cut_at_pages,
             "sglang.srt.managers.schedule_batch.ScheduleBatch._mamba_radix_cache_v2_req_prepare_for_extend": self.track,
         }
 
-    def cut_at_pages(self, original, adder, *args, **kwargs):
+    def cut_at_pages(self, original: Callable, adder: Any, *args: Any, **kwargs: Any) -> None:
         original(adder, *args, **kwargs)
         adder.mamba_chunk_grid = max(adder.mamba_chunk_grid, self.page_size)
 
-    def track(self, original, batch, request):
+    def track(self, original: Callable, batch: Any, request: Any) -> Any:
         """SGLang's choice of a snapshot for the next chunk of a request, or none."""
         entry = original(batch, request)
         if not entry.track_mask or self.wanted(request, request.kv.mamba_last_track_seqlen):
@@ -74,7 +75,7 @@ class Snapshots:
         request.kv.mamba_last_track_seqlen = None
         return entry._replace(track_mask=False, track_seqlen=-1)
 
-    def wanted(self, request, depth: int) -> bool:
+    def wanted(self, request: Any, depth: int) -> bool:
         """Whether the chunk of ``request`` that is computed next shall leave a snapshot at ``depth`` tokens."""
         begin = request.prefix_len
         if begin % self.page_size:
@@ -90,7 +91,7 @@ class PromptKinds:
     def __init__(self, dense_len: int, selected_tokens: int):
         self.dense_len, self.selected_tokens = dense_len, selected_tokens
 
-    def hooks(self) -> dict[str, Any]:
+    def hooks(self) -> dict[str, Callable]:
         return {
             "sglang.srt.mem_cache.common._req_radix_key": self.match,
             "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree": self.checkpoint,
@@ -98,31 +99,31 @@ class PromptKinds:
             "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend": self.prepare_for_extend,
         }
 
-    def match(self, original, tree_cache, request, *args, **kwargs):
+    def match(self, original: Callable, tree_cache: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         """The key by which a waiting request looks for its prefix."""
         return self.mark(original(tree_cache, request, *args, **kwargs), request)
 
-    def checkpoint(self, original, cache, request, **kwargs):
+    def checkpoint(self, original: Callable, cache: Any, request: Any, **kwargs: Any) -> Any:
         token = _checkpointed.set(request)
         try:
             return original(cache, request, **kwargs)
         finally:
             _checkpointed.reset(token)
 
-    def insert(self, original, cache, params):
+    def insert(self, original: Callable, cache: Any, params: Any) -> Any:
         request = _checkpointed.get()
         if request is not None:
             params.key = self.mark(params.key, request)
         return original(cache, params)
 
-    def prepare_for_extend(self, original, batch):
+    def prepare_for_extend(self, original: Callable, batch: Any) -> None:
         """A retracted request is prefilled again with what it had generated, but its prompt stays what it was."""
         original(batch)
         if any(request.output_ids for request in batch.reqs):
             lengths = [len(request.origin_input_ids) for request in batch.reqs]
             batch.orig_seq_lens = torch.tensor(lengths, dtype=torch.int32, device=batch.orig_seq_lens.device)
 
-    def mark(self, key, request):
+    def mark(self, key: Any, request: Any) -> Any:
         """``key`` for the kind of prompt that ``request`` is."""
         if not self.selected_tokens < self.dense_len < environment.NEVER_SPARSE:
             return key  # one kind only

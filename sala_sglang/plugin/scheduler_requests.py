@@ -5,14 +5,18 @@ Nothing of it fails or ends the server; ``http_requests.py`` refuses what can be
 """
 
 from array import array
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
+
+import torch
 
 from sala_sglang.plugin.request_values import check_message
 
 LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
 
 
-def refuse_impossible(original, scheduler, message, **kwargs) -> None:
+def refuse_impossible(original: Callable, scheduler: Any, message: Any, **kwargs: Any) -> None:
     """A request as it arrives: where its values would end the scheduler, the client's error."""
     config = scheduler.model_config
     try:
@@ -23,7 +27,7 @@ def refuse_impossible(original, scheduler, message, **kwargs) -> None:
         original(scheduler, message, **kwargs)
 
 
-def _refuse(scheduler, message, why: str) -> None:
+def _refuse(scheduler: Any, message: Any, why: str) -> None:
     """Answer with status 400, by way of a request of one token that never runs, as SGLang refuses unknown sessions."""
     from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -44,7 +48,7 @@ def _refuse(scheduler, message, why: str) -> None:
     scheduler._add_request_to_queue(request)
 
 
-def keep_embeddings_apart(original, adder, request, *args, **kwargs):
+def keep_embeddings_apart(original: Callable, adder: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     """Whether a request joins the next prefill, all of which is given as embeddings or all as token ids."""
     from sglang.srt.managers.schedule_policy import AddReqResult
 
@@ -53,7 +57,7 @@ def keep_embeddings_apart(original, adder, request, *args, **kwargs):
     return original(adder, request, *args, **kwargs)
 
 
-def keep_a_choice(original, sampling_info, logits) -> None:
+def keep_a_choice(original: Callable, sampling_info: Any, logits: torch.Tensor) -> None:
     """Biased and masked logits: where the masks leave no token, any token, so that probabilities are never NaN."""
     original(sampling_info, logits)
     orchestrator = sampling_info.penalizer_orchestrator  # None under overlap scheduling, which adds penalties up before
@@ -62,7 +66,7 @@ def keep_a_choice(original, sampling_info, logits) -> None:
         logits.clamp_(min=LOWEST_LOGIT)
 
 
-def advance_grammar(original, processor, *args, **kwargs):
+def advance_grammar(original: Callable, processor: Any, *args: Any, **kwargs: Any) -> Any:
     """A token that the grammar does not take: nothing fitted any more, which is for the client to change."""
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
@@ -83,7 +87,7 @@ def advance_grammar(original, processor, *args, **kwargs):
 _SAMPLING = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     "sglang.srt.managers.scheduler.Scheduler.handle_generate_request": refuse_impossible,
     "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req": keep_embeddings_apart,
     f"{_SAMPLING}._apply_post_grammar_logits_transforms": keep_a_choice,

@@ -1,7 +1,9 @@
 """Arguments of a server: those with which MiniCPM-SALA cannot be served are refused, the others get its defaults."""
 
+import argparse
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ MAX_PREFILL_GRAPH_TOKENS = 512
 DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
 
 
-def add_cli_args(result: None, parser: Any) -> None:
+def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
     """Add ``--dense-as-sparse``, which published command lines use, and the gates as targets of LoRA."""
     parser.add_argument(
         "--dense-as-sparse",
@@ -51,14 +53,14 @@ def add_cli_args(result: None, parser: Any) -> None:
     targets.choices = [*targets.choices, *GATES.values()]
 
 
-def from_cli_args(original, cls, args):
+def from_cli_args(original: Callable, cls: type, args: argparse.Namespace) -> Any:
     """SGLang's arguments; what it does not know goes into the environment, which workers inherit."""
     if getattr(args, "dense_as_sparse", False):
         os.environ[environment.DENSE_AS_SPARSE] = "1"
     return original(cls, args)
 
 
-def limit_prefill_graphs(server_args: Any, previous) -> None:
+def limit_prefill_graphs(server_args: Any, previous: Callable) -> None:
     """Declare a default for this model before SGLang reads it."""
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of
 
@@ -76,14 +78,15 @@ def prefill_graph_default(server_args: Any) -> dict[str, int]:
     return {} if named else {"cuda_graph_max_bs_prefill": MAX_PREFILL_GRAPH_TOKENS}
 
 
-def adjust_arguments(server_args: Any, previous) -> None:
+def adjust_arguments(server_args: Any, previous: Callable) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
 
     model = model_config_of(server_args)
     config = model.hf_config
     if not _is_ours(config):
-        return previous(server_args)
+        previous(server_args)
+        return
     if not isinstance(config, SALAConfig):
         raise RuntimeError(f"{ARCHITECTURE} is configured by {type(config)}, not by sala-sglang")
     check_hooks()

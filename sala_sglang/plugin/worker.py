@@ -1,12 +1,17 @@
 """What a process with the model gets: the attention backend, its pools, and hooks on cache and scheduler."""
 
+from __future__ import annotations
+
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, scheduler_requests
 from sala_sglang.plugin.hooks import apply_hooks, hook_after, hook_around
+
+if TYPE_CHECKING:  # importing SGLang's backends takes long
+    from sala_sglang.attention.sparse_backend import SparseBackend
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +40,13 @@ def prepare_worker(config: SALAConfig) -> None:
     _done.add("worker")
 
 
-def create_sparse_backend(runner: Any):
+def create_sparse_backend(runner: Any) -> SparseBackend:
     """Factory of the ``sala`` backend; checks that model, pool and page size of this worker are ours."""
     from sala_sglang.attention.kv_pool import SalaKVPool
     from sala_sglang.attention.sparse_backend import SparseBackend
     from sala_sglang.models.minicpm_sala import MiniCPMSALAForCausalLM
 
-    pool = getattr(runner.token_to_kv_pool, "full_kv_pool", None)
+    pool: Any = getattr(runner.token_to_kv_pool, "full_kv_pool", None)
     for what, found, expected in (
         ("config", runner.model_config.hf_config, SALAConfig),
         ("model", runner.model, MiniCPMSALAForCausalLM),

@@ -6,14 +6,14 @@ from random import Random
 import pytest
 
 from benchmarks.soak import load, run
-from benchmarks.soak.load import GREEDY, LEAVING, SAMPLED, STRUCTURED, Answered, Job, Load, Tally
+from benchmarks.soak.load import GREEDY, LEAVING, NUMBER, SAMPLED, STRUCTURED, TEXTS, Answered, Job, Load, Tally
 from benchmarks.soak.score import Differences, apart, choose, differences, score, within_noise
 
 
 def make_load(**changes) -> Load:
     common = {"server": None, "vocabulary": 500, "seconds": 0, "clients": 2, "longest": 700, "long": 0}
     load = Load(**common | {"new_tokens": 90, "structured": True, "dense_len": 512, "seed": 3} | changes)
-    load.texts = [load.random_tokens(Random(text), 700) for text in range(load.TEXTS)]
+    load.texts = [load.random_tokens(Random(text), 700) for text in range(TEXTS)]
     return load
 
 
@@ -37,7 +37,8 @@ class Server:
     """Answers every request with the token 12; tells token 499 as 0, and beyond it another one."""
 
     def __init__(self, cached: int = 0, text: str = "1234"):
-        self.cached, self.text, self.bodies = cached, text, []
+        self.cached, self.text = cached, text
+        self.bodies: list[dict] = []
 
     def post(self, path: str, body: dict):
         self.bodies.append(body)
@@ -124,7 +125,7 @@ def test_defaults_fit_each_other(tiny_checkpoint):
     assert options.endswith("--max-running-requests 32 --max-mamba-cache-size 192 --dtype float32")
     load = run.make_load(None, {"vocab_size": 500, "sparse_config": {"dense_len": 8192}}, arguments)
     assert (load.long, load.structured) == (131_072 - 1016, True)
-    assert re.fullmatch(load.NUMBER, "1234")
+    assert re.fullmatch(NUMBER, "1234")
 
 
 @pytest.mark.parametrize(

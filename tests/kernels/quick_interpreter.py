@@ -11,7 +11,7 @@ def patch_once_per_launch() -> None:
 
 
 _patch_always = interpreter._patch_lang
-_patched = set()
+_patched: set[frozenset[int]] = set()
 
 
 def _patch_lang(function):

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in lo
 
 
 def step(inputs: Inputs, batch: PagedBatch, implementation: str = "triton") -> torch.Tensor:
-    how = {"implementation": implementation}
-    compress_keys(inputs.keys, inputs.compressed, batch, inputs.geometry, **how)
-    block_ids = select_blocks(inputs.queries, inputs.compressed, batch, inputs.geometry, inputs.scale, **how)
+    rest = batch, inputs.geometry, inputs.scale
+    compress_keys(inputs.keys, inputs.compressed, batch, inputs.geometry, implementation=implementation)
+    block_ids = select_blocks(inputs.queries, inputs.compressed, *rest, implementation=implementation)
     tensors = inputs.queries, inputs.keys, inputs.values, block_ids
-    return sparse_attention(*tensors, batch, inputs.geometry, inputs.scale, **how)
+    return sparse_attention(*tensors, *rest, implementation=implementation)
 
 
 @both

@@ -22,21 +22,22 @@ def prefill(**changes) -> SimpleNamespace:
         "extend_logprob_start_lens_cpu",
         "spec_info",
         "dp_padding_mode",
-    )
-    unused += ("global_num_tokens_gpu", "dp_local_start_pos", "dp_local_num_tokens", "global_dp_buffer_len")
-    unused += (
+        "global_num_tokens_gpu",
+        "dp_local_start_pos",
+        "dp_local_num_tokens",
+        "global_dp_buffer_len",
         "global_num_tokens_for_logprob_cpu",
         "global_num_tokens_for_logprob_gpu",
         "extend_logprob_pruned_lens_cpu",
-    )
-    unused += (
         "extend_input_logprob_token_ids_gpu",
         "next_token_logits_buffer",
         "mm_input_embeds",
         "temperature",
         "top_p",
+        "multi_item_delimiter_indices",
+        "token_indices_to_pool",
+        "_original_forward_mode",
     )
-    unused += ("multi_item_delimiter_indices", "token_indices_to_pool", "_original_forward_mode")
     batch = dict.fromkeys(unused) | {
         "forward_mode": ForwardMode.EXTEND,
         "return_logprob": False,

@@ -15,16 +15,16 @@ from array import array
 from collections import defaultdict
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 # A sparse prompt and a dense one, each in two chunks that end inside a page, and tokens after them.
 PROMPT_TOKENS, FIRST_CHUNK = (700, 130), (450, 70)
 DECODE_STEPS = 3
 STALL_SECONDS = 600  # until the first rank of a group ends, and from one end to the next
 # What is kept of an operator's call: its result, and arguments by their position.
-RECORDED = {
+RECORDED: dict[str, dict[str, dict[int, str]]] = {
     "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
     "sala_sglang.attention.lightning_backend": {"lightning_chunk": {}, "lightning_step": {}},
     "sala_sglang.models.minicpm_sala": {"mean_square_part": {}, "gated_norm": {0: "to_norm", 4: "mean_square"}},
@@ -48,7 +48,7 @@ def main() -> None:
         folder = Path(out, str(ranks))
         folder.mkdir(parents=True)
         # SGLang wants to be told which cores a rank runs on when there are more ranks than NUMA nodes.
-        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
+        os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
         arguments = f"--model-path {checkpoint} --device cpu --dtype float32 --tp-size {ranks} --disable-radix-cache"
         arguments += " --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
         server_args = prepare_server_args(arguments.split())
@@ -82,7 +82,7 @@ def run_rank(server_args, ports, rank: int, folder: Path) -> None:
     one_batch.publish(server_args, role="scheduler", ranks=placement)
     runner, _ = one_batch.load_model(server_args, ports, rank, rank)
     runner = runner.torch_runner
-    result = defaultdict(list)
+    result: defaultdict[str, Any] = defaultdict(list)
     result["parameters"] = {name: parameter.data for name, parameter in runner.model.named_parameters()}
     result["log_decay"] = runner.attn_backend.linear_attn_backend.log_decay
     record_operators(result)
@@ -113,7 +113,7 @@ def recorded(operator, name: str, arguments: dict[int, str], result: dict[str, l
     return call
 
 
-def record_branches(model: nn.Module, result: dict[str, list]) -> None:
+def record_branches(model: Any, result: dict[str, list]) -> None:
     """Keep what every mixer and MLP adds to the residual stream."""
     for layer in model.model.layers:
         for module, name in ((layer.self_attn, "mixer_output"), (layer.mlp, "mlp_output")):

@@ -79,7 +79,7 @@ def group(request, runs) -> list[dict]:
 def exact_logits(runs, one) -> list[torch.Tensor]:
     """Logits [2, vocabulary] of the plain model in float64, after the prompts and after the tokens of one rank."""
     model = MiniCPMSALAForCausalLM.from_pretrained(runs.checkpoint, dtype=torch.float64).eval()
-    steps = [[] for _ in range(DECODE_STEPS + 1)]
+    steps: list[list[torch.Tensor]] = [[] for _ in range(DECODE_STEPS + 1)]
     for request, tokens in enumerate(prompts()):
         cache = None
         for step, logits in enumerate(steps):

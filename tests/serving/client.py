@@ -23,7 +23,8 @@ def complete(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
 
 def stream(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
     """Greedy completion, streamed."""
-    ids, logprobs = [], []
+    ids: list[int] = []
+    logprobs: list[float] = []
     for event in client.completions.create(**_arguments(prompt, tokens), stream=True):
         for choice in event.choices:
             ids += getattr(choice, "token_ids", None) or []

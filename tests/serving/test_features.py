@@ -4,6 +4,7 @@ import json
 import math
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,9 +24,9 @@ def nothing_is_held(trained_server):
     assert trained_server.is_running() and not any(counters.values()), counters
 
 
-def chat(server: Server, text: str = TEXT, **options):
+def chat(server: Server, text: str = TEXT, **options: Any) -> Any:
     messages = [{"role": "user", "content": text}]
-    arguments = {"model": "default", "messages": messages, "max_tokens": 40, "temperature": 0} | options
+    arguments: dict[str, Any] = {"model": "default", "messages": messages, "max_tokens": 40, "temperature": 0} | options
     return server.client.chat.completions.create(**arguments)
 
 

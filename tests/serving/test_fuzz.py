@@ -9,6 +9,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -88,7 +89,7 @@ SAMPLING = {
     "object": ["logit_bias", "custom_params", "watermark"],
 }
 SAMPLING_FIELDS = {name: {"type": kind} for kind, names in SAMPLING.items() for name in names}
-ODD = [
+ODD: list[Any] = [
     *(None, True, False, 0, -1, 2, 1535, 1536, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5, 1e300, "", "a", "NaN", "-1"),
     *("5", "\x00", "(", "[", "a{9}", "root ::= root", '{"type":', '{"$ref": "#"}', '{"type": "object"}', "required"),
     *([], [None], [0], [-1], [2**31], [2**63], ["a"], [""], [[]], [[0]], [[-1]], [[0], []], [0, "a"], [1, [0]], [{}]),
@@ -100,13 +101,13 @@ ODD_LENGTHS = [0, 1, -1, True, "2", "a", 1.5, 2**31, 2**63, 10**30, [], {}, ""]
 ODD_VALUES = dict.fromkeys(("max_new_tokens", "max_tokens", "max_completion_tokens", "n"), ODD_LENGTHS)
 ODD_VALUES["sampling_params"] = [[], [{}], [SHORT], [SHORT, SHORT], "a", 5, True]
 
-anything = st.recursive(
+anything: st.SearchStrategy = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
 # By their names in JSON schemas.
-TYPES = {
+TYPES: dict[str, st.SearchStrategy] = {
     "null": st.none(),
     "boolean": st.booleans(),
     "integer": st.integers(-2, 9) | st.sampled_from([1535, 1536, 2**31, 2**63]),
@@ -122,7 +123,7 @@ def fitting(schema: dict) -> st.SearchStrategy:
         return st.one_of([fitting(choice) for choice in schema["anyOf"]])
     if schema.get("type") == "array":
         return st.lists(fitting(schema.get("items", {"type": "integer"})), max_size=3)
-    return TYPES.get(schema.get("type"), anything)
+    return TYPES.get(schema.get("type", ""), anything)
 
 
 def odd_fields(schemas: dict[str, dict]) -> st.SearchStrategy:
@@ -161,7 +162,7 @@ def post(server: Server, path: str, body: bytes) -> tuple[int, str]:
     return status, text
 
 
-def ask(server: Server) -> str:
+def ask(server: Server) -> str | None:
     answer = server.client.chat.completions.create(
         model="default",
         messages=[{"role": "user", "content": QUESTION}],
@@ -177,7 +178,7 @@ def ask(server: Server) -> str:
 def questions_meanwhile(server: Server):
     finished = threading.Event()
 
-    def keep_asking() -> set[str]:
+    def keep_asking() -> set[str | None]:
         answers = {ask(server)}
         while not finished.is_set():
             answers.add(ask(server))

@@ -18,11 +18,11 @@ ARGUMENTS = (
     f"--max-total-tokens {POOL_TOKENS} --enable-hierarchical-cache --hicache-ratio {HOST_RATIO} "
 )
 DIRECT = "--hicache-io-backend direct --hicache-mem-layout page_first_direct "
-SERVERS = {
+SERVERS: dict[str, tuple[str, tuple[pytest.MarkDecorator, ...]]] = {
     "cpu": (DIRECT, ()),
     "cpu, write back": (DIRECT + "--hicache-write-policy write_back", ()),
-    "gpu, direct": (DIRECT, pytest.mark.gpu),
-    "gpu, kernel": ("", pytest.mark.gpu),
+    "gpu, direct": (DIRECT, (pytest.mark.gpu,)),
+    "gpu, kernel": ("", (pytest.mark.gpu,)),
 }
 
 

@@ -56,11 +56,11 @@ def make_jobs(rng: Random) -> list[Job]:
         if rng.random() < NEAR_BORDER:
             text, length = texts[0], rng.randrange(DENSE_LEN - 100, DENSE_LEN + 100)
             common = rng.randrange(length - 60, length)
-            own, answers = length - common, (4, MAX_NEW, MAX_NEW)
+            own, answers = length - common, [4, MAX_NEW, MAX_NEW]
         else:
             text = rng.choice(texts)
             common = rng.choice((0, rng.randrange(MAX_PROMPT), rng.randrange(64, MAX_PROMPT, 64)))
-            own, answers = rng.choice((1, rng.randrange(1, 64), rng.randrange(1, 200))), (1, 4, 20, MAX_NEW)
+            own, answers = rng.choice((1, rng.randrange(1, 64), rng.randrange(1, 200))), [1, 4, 20, MAX_NEW]
         prompt = (text[:common] + random_prompt(own, 500, 1000 + seed))[:MAX_PROMPT]
         jobs.append(Job(prompt, rng.choice(answers), rng.random() < 0.15))
     return jobs

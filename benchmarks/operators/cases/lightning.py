@@ -16,6 +16,8 @@ from benchmarks.operators.harness.peers import fla_chunk
 from benchmarks.operators.harness.sizes import Sizes
 from benchmarks.operators.harness.timing import Call
 
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def cases(sizes: Sizes) -> list[Case]:
     chunk, (prompts, tokens) = sizes.chunk_tokens, sizes.prompts
@@ -49,20 +51,27 @@ def chunked(rows: Sequence[int], setting: Setting) -> Work:
     """Prompts of ``rows`` tokens in one step, without snapshots."""
     sizes = setting.sizes
     floor = floors.lightning_chunk(rows, sizes)
-    inputs = [[setting.queries(sum(rows)) for _ in range(3)] for _ in range(setting.sets(floor.read_bytes))]
+
+    def draw() -> QKV:
+        return setting.queries(sum(rows)), setting.queries(sum(rows)), setting.queries(sum(rows))
+
+    inputs = [draw() for _ in range(setting.sets(floor.read_bytes))]
     states, start, decay = state_pool(len(rows), setting), setting.query_start(rows), log_decay(setting)
     slots = torch.arange(len(rows), dtype=torch.int32, device=setting.device)
     metadata = slots, start, torch.full_like(slots, -1), torch.zeros_like(slots), decay, sizes.scale
 
+    def run(qkv: QKV, pool: torch.Tensor, name: str) -> torch.Tensor:
+        arguments = *qkv, pool, *metadata
+        return lightning_chunk(*arguments, implementation=name)
+
     def calls(choice: Choice) -> list[Call]:
         name = choice("lightning")
-        return [partial(lightning_chunk, *x, states, *metadata, implementation=name) for x in inputs]
+        return [partial(run, x, states, name) for x in inputs]
 
     def check(choice: Choice) -> None:
         pools = [states.clone() for _ in range(2)]
         outputs = [
-            lightning_chunk(*inputs[0], pool, *metadata, implementation=name)
-            for pool, name in zip(pools, (choice("lightning"), "reference"), strict=True)
+            run(inputs[0], pool, name) for pool, name in zip(pools, (choice("lightning"), "reference"), strict=True)
         ]
         check_rows("lightning_chunk output", *outputs)
         check_rows("lightning_chunk states", *pools)
@@ -71,7 +80,7 @@ def chunked(rows: Sequence[int], setting: Setting) -> Work:
 
     def peer() -> list[Call]:
         calls = fla_chunk(inputs, initial, start, decay, sizes.scale)
-        expected = lightning_chunk(*inputs[0], initial.clone(), *metadata, implementation="reference")
+        expected = run(inputs[0], initial.clone(), "reference")
         check_rows("fla output", calls[0]()[0][0], expected)
         return calls
 
@@ -89,8 +98,10 @@ def step(requests: int, setting: Setting) -> Work:
     inputs = [NormRope(requests, setting) for _ in range(sets)]
 
     def run(i: int, pool: torch.Tensor, name: str) -> torch.Tensor:
-        q, k, *norm_rope = inputs[i].arguments
-        return lightning_step(q, k, inputs[i].v, *norm_rope, EPS, pool, slots[i], *rest, implementation=name)
+        q, k, q_weight, k_weight, positions, inv_freq = inputs[i].arguments
+        norm_rope = q_weight, k_weight, positions, inv_freq, EPS
+        arguments = q, k, inputs[i].v, *norm_rope, pool, slots[i], *rest
+        return lightning_step(*arguments, implementation=name)
 
     def calls(choice: Choice) -> list[Call]:
         return [partial(run, i, states, choice("lightning_step")) for i in range(sets)]

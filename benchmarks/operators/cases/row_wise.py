@@ -1,5 +1,6 @@
 """Cases of the operators that treat every row by itself, and of the ceilings that all cases are compared with."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -129,7 +130,7 @@ def product(rows: int, setting: Setting) -> Work:
     return replace(work, peers={"torch": lambda: [partial(torch.nn.functional.linear, *x) for x in inputs]})
 
 
-def _work(floor: floors.Floor, name: str, operator, inputs: list[tuple]) -> Work:
+def _work(floor: floors.Floor, name: str, operator: Callable, inputs: list[tuple]) -> Work:
     """An operator that returns a tensor or several, each compared with the reference as a whole."""
 
     def calls(choice: Choice) -> list[Call]:

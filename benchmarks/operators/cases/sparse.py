@@ -130,10 +130,11 @@ def _attend(
     """sparse_attention of the queries, each with its block list, over keys and values."""
 
     def calls(choice: Choice) -> list[Call]:
+        keys, values = pools
         rest = batch, sizes.geometry, sizes.scale
         pairs = zip(queries, lists, strict=True)
-        how = {"implementation": choice("sparse_attention")}
-        return [partial(sparse_attention, q, *pools, ids, *rest, **how) for q, ids in pairs]
+        name = choice("sparse_attention")
+        return [partial(sparse_attention, q, keys, values, ids, *rest, implementation=name) for q, ids in pairs]
 
     def check(choice: Choice) -> None:
         check_attention(calls(choice)[0](), queries[0], *pools, lists[0], batch, sizes)

@@ -56,8 +56,8 @@ def check_selection(
     for row, alone in sampled_rows(batch, len(queries)):
         _, position = alone.rows(0)
         pages = compressed[alone.pages(0, geometry.block_size)].transpose(0, 1)
-        slots = (part.flatten(1, 2) for part in pages.split([geometry.fine_rows, geometry.coarse_rows], dim=2))
-        scores = block_scores(queries[row : row + 1], *slots, position, geometry, sizes.scale)
+        fine, coarse = (part.flatten(1, 2) for part in pages.split([geometry.fine_rows, geometry.coarse_rows], dim=2))
+        scores = block_scores(queries[row : row + 1], fine, coarse, position, geometry, sizes.scale)
         blocks = torch.arange(scores.shape[-1], device=scores.device)
         first_local = position // geometry.block_size - geometry.local_blocks
         ranked = scores.masked_fill((blocks < geometry.init_blocks) | (blocks >= first_local), torch.inf)

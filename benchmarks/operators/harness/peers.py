@@ -1,5 +1,6 @@
 """Libraries that could serve in an operator's place, on the same inputs. Both are optional."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -37,7 +38,7 @@ def flashinfer_dense(
 
 
 def fla_chunk(
-    inputs: list[list[torch.Tensor]],
+    inputs: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
     states: torch.Tensor,
     query_start: torch.Tensor,
     log_decay: torch.Tensor,

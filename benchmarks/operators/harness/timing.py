@@ -4,10 +4,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-Call = Callable[[], object]
+Call = Callable[[], Any]  # what it returns is the operator's
 GRAPH_CALLS = 64  # at least; so many calls hide the launch of the graph itself
 REPLAYS = 20
 EAGER_CALLS = 20

@@ -10,7 +10,7 @@ def qk_norm_rope(arguments: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, q_weight, k_weight, positions, inv_freq, eps = arguments
     # Angles are float32 in every precision: the model's own tables are.
     angles = (positions.float()[:, None] * inv_freq)[:, None]
-    return tuple(_rotate(_norm(x, weight, eps), angles) for x, weight in ((q, q_weight), (k, k_weight)))
+    return _rotate(_norm(q, q_weight, eps), angles), _rotate(_norm(k, k_weight, eps), angles)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
