@@ -6,7 +6,7 @@ Sources are parsed and never imported, so the page is the same with and without 
 import ast
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,9 @@ def parameters(node: Definition) -> list[ast.arg]:
     if isinstance(node, ast.FunctionDef):
         several = [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
         return [*node.args.args, *node.args.kwonlyargs, *several]
-    fields = [ast.arg(field.target.id, field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)]
+    fields = [
+        ast.arg(ast.unparse(field.target), field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)
+    ]
     inits = [member for member in node.body if isinstance(member, ast.FunctionDef) and member.name == "__init__"]
     return fields + [argument for init in inits for argument in parameters(init)[1:]]
 
@@ -67,12 +69,13 @@ def is_device_function(node: Definition) -> bool:
     return any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
 
 
-def blocks(docstring: str, names: set[str]) -> Iterator[tuple[str, str]]:
+def blocks(docstring: str, names: Set[str]) -> Iterator[tuple[str, str]]:
     """Kind and text of what follows each other: "example", "paragraph", "bullet", or "entry", ``name: text``.
 
     An entry has some of ``names`` in front. It and a bullet go on in lines that are indented.
     """
-    kind, lines = "", []
+    kind = ""
+    lines: list[str] = []
     for line in [*docstring.splitlines(), ""]:
         if kind == "example":
             goes_on = bool(line)
@@ -88,7 +91,7 @@ def blocks(docstring: str, names: set[str]) -> Iterator[tuple[str, str]]:
             lines.append(line)
 
 
-def _kind(line: str, names: set[str]) -> str:
+def _kind(line: str, names: Set[str]) -> str:
     """Kind of what the line begins whatever stands before it, if anything."""
     entry = ENTRY.match(line)
     if entry and set(entry[1].split(", ")) <= names:
@@ -121,7 +124,7 @@ class Writer:
         pieces[::2] = [self.name.sub(lambda match: self.link[match[1]], piece) for piece in pieces[::2]]
         return "".join(pieces)
 
-    def docstring(self, docstring: str, names: set[str] = frozenset()) -> str:
+    def docstring(self, docstring: str, names: Set[str] = frozenset()) -> str:
         """A docstring of something whose arguments or fields are ``names``."""
         text, before = "", ""
         for kind, block in blocks(docstring, names):
@@ -144,7 +147,7 @@ class Writer:
     def module(self, path: Path) -> str:
         """Section of one source: what it says of itself, its constants, implementations, functions and classes."""
         tree = self.trees[path]
-        text = f"## {_module(path)}\n\nFile: {_source_link(path)}\n\n{self.docstring(ast.get_docstring(tree))}\n"
+        text = f"## {_module(path)}\n\nFile: {_source_link(path)}\n\n{self.docstring(described(tree))}\n"
         if constants := _constants(path, tree):
             text += f"```python\n{constants}\n```\n\n"
         if path in operators():
@@ -156,10 +159,10 @@ class Writer:
         names = {argument.arg for argument in parameters(node)}
         text = f"### {node.name}\n\n```python\n{_signature(path, node)}\n```\n\n"
         text += "Inside Triton kernels only. " if is_device_function(node) else ""
-        text += self.docstring(ast.get_docstring(node), names)
+        text += self.docstring(described(node), names)
         members = definitions(node) if isinstance(node, ast.ClassDef) else []
-        rows = [f"| `{_member(member)}` | {self.inline(ast.get_docstring(member))} |" for member in members]
-        return text + ("\n" + _table("member", "what it is", rows) if rows else "")
+        rows = [f"| `{_member(member)}` | {self.inline(described(member))} |" for member in members]
+        return text + ("\n" + _table(("member", "what it is"), rows) if rows else "")
 
     def implementations(self, path: Path) -> str:
         """Table of an operator's implementations and where they serve."""
@@ -174,7 +177,7 @@ class Writer:
             source = path.with_name(f"{name}.py")
             how = self.inline(_summary(ast.parse(source.read_text())))
             rows.append(f"| {_source_link(source, name)} | {serves[name]} | {how} |")
-        return _table("implementation", "serves", "how", rows)
+        return _table(("implementation", "serves", "how"), rows)
 
     def overview(self) -> str:
         """Table of the functions that implementations compute."""
@@ -184,7 +187,7 @@ class Writer:
                 if "implementation" in {argument.arg for argument in parameters(node)}:
                     there = ", ".join(_implementations(path))
                     rows.append(f"| {self.link[node.name]} | {self.inline(_summary(node))} | {there} |")
-        return _table("operator", "what it does", "implementations", rows)
+        return _table(("operator", "what it does", "implementations"), rows)
 
 
 def page() -> str:
@@ -192,21 +195,25 @@ def page() -> str:
     layout, *others = shared()
     sections = [layout, *operators(), *others]
     writer = Writer({path: ast.parse(path.read_text()) for path in sections})
-    about, symbols = ast.get_docstring(ast.parse((KERNELS / "__init__.py").read_text())).split(SYMBOLS)
+    about, symbols = described(ast.parse((KERNELS / "__init__.py").read_text())).split(SYMBOLS)
     entries = (line.split(": ", 1) for line in symbols.split("\n") if line)
     rows = [f"| `{symbol}` | {writer.inline(size)} |" for symbol, size in entries]
-    head = [HEAD, writer.docstring(about), writer.overview(), _table("symbol of shapes", "size", rows)]
+    head = [HEAD, writer.docstring(about), writer.overview(), _table(("symbol of shapes", "size"), rows)]
     return "\n".join([*head, *map(writer.module, sections)])
 
 
-def _table(*columns: str | list[str]) -> str:
-    """A table of lines, the last of ``columns``, below the names of its columns."""
-    *names, rows = columns
+def _table(names: Sequence[str], rows: list[str]) -> str:
+    """A table of lines below the names of its columns."""
     return "\n".join([f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows]) + "\n"
 
 
-def _summary(node: ast.AST) -> str:
-    return ast.get_docstring(node).split("\n\n")[0]
+def described(node: ast.FunctionDef | ast.ClassDef | ast.Module) -> str:
+    """The docstring; empty where there is none."""
+    return ast.get_docstring(node) or ""
+
+
+def _summary(node: ast.FunctionDef | ast.ClassDef | ast.Module) -> str:
+    return described(node).split("\n\n")[0]
 
 
 def _module(path: Path) -> str:
@@ -234,7 +241,7 @@ def _signature(path: Path, node: Definition) -> str:
     return "\n".join(text)
 
 
-def _member(node: ast.FunctionDef) -> str:
+def _member(node: Definition) -> str:
     if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
         return node.name
     return f"{node.name}({', '.join(argument.arg for argument in parameters(node)[1:])})"

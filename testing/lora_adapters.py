@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,14 +28,15 @@ def write_adapter(
     rank: int = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    **fields,
+    **fields: Any,
 ) -> Path:
     """An adapter that changes each of its layers by about STRENGTH of its random weight.
 
     ``fields`` join adapter_config.json; keys of rank_pattern and alpha_pattern are plain names of layers.
     """
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    given = CONFIG | {"r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets)} | fields
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    given: dict[str, Any] = CONFIG | {"r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets)} | fields
     for name, shape in tensor_shapes(config).items():
         linear = name.removesuffix(".weight")
         if linear.rsplit(".", 1)[-1] in given["target_modules"]:

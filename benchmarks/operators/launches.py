@@ -33,15 +33,15 @@ COLUMNS = (
     "date", "operator", "case", "rows", "calls", "host_us", "iqr_us", "gpu", "driver", "torch", "triton", "python",
     "commit",
 )  # fmt: skip
-ROWS = 512, 8192
+ROWS = [512, 8192]
 WARM_UP_CALLS, CALLS = 20, 300
 
 
 def prefill_cases(sizes: Sizes, rows: int) -> list[Case]:
     """Of every operator that runs in prefill the cases with ``rows`` rows and the shorter of the two contexts."""
     context, chunk = sizes.contexts[0], replace(sizes, chunk_tokens=rows, tails=())
-    titles = f"prefill {rows}", f"prefill {rows} of {context}", f"prefill 1 x {rows}", f"{rows} rows"
-    titles = *titles, *(f"prefill {rows} of {context}, {picks} picks" for picks in ("80 % shared", "independent"))
+    titles = [f"prefill {rows}", f"prefill {rows} of {context}", f"prefill 1 x {rows}", f"{rows} rows"]
+    titles += [f"prefill {rows} of {context}, {picks} picks" for picks in ("80 % shared", "independent")]
     return [case for case in all_cases(chunk) if case.name in titles]
 
 
@@ -57,7 +57,7 @@ def host_times(calls: list[Call], count: int, device: torch.device) -> list[floa
     return samples
 
 
-def measured(sizes: Sizes, rows: tuple[int, ...], count: int, device: torch.device) -> Iterator[dict]:
+def measured(sizes: Sizes, rows: list[int], count: int, device: torch.device) -> Iterator[dict]:
     """A row for each case, cells of its surroundings left out."""
     setting = Setting(sizes, device, cache_bytes=0)
     for number in rows:
@@ -84,10 +84,8 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     options = parser.parse_args(words)
-    if options.dry_run:
-        sizes, rows, count, device = TINY, (TINY.chunk_tokens,), 2, torch.device("cpu")
-    else:
-        sizes, rows, count, device = RELEASED, ROWS, CALLS, torch.device("cuda")
+    sizes, rows = (TINY, [TINY.chunk_tokens]) if options.dry_run else (RELEASED, ROWS)
+    count, device = (2, torch.device("cpu")) if options.dry_run else (CALLS, torch.device("cuda"))
     about = surroundings(device) | {"commit": options.commit}
     for row in measured(sizes, rows, count, device):
         results_file.record(options.output, about | row, COLUMNS)

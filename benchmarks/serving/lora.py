@@ -11,6 +11,8 @@ model alone shows how far apart answers are without the adapter. Then millisecon
 requests generate, with no adapter, one, and all eight. A table ends the run.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +29,9 @@ from benchmarks.serving.speed import SHARED_OPTIONS, positive_integers
 from benchmarks.serving.tensor_parallel import compare, fixed_prompts
 from sala_sglang.config import SALAConfig
 from testing.lora_adapters import merge_checkpoint, write_adapter
+
+if TYPE_CHECKING:  # imported where an engine runs
+    from sglang import Engine
 
 ENGINES = "alone", "adapters", "merged"
 ADAPTERS = 8
@@ -135,7 +141,7 @@ def answers_file(arguments: argparse.Namespace, engine: str) -> Path:
     return arguments.work / f"rank{arguments.rank}-{engine}.json"
 
 
-def answer(engine, prompt: list[int], new_tokens: int, adapter: str | None) -> dict:
+def answer(engine: Engine, prompt: list[int], new_tokens: int, adapter: str | None) -> dict:
     """Greedy tokens and the log-probability of each."""
     found = engine.generate(
         input_ids=prompt, sampling_params=streams.greedy(new_tokens), return_logprob=True, lora_path=adapter
@@ -144,9 +150,9 @@ def answer(engine, prompt: list[int], new_tokens: int, adapter: str | None) -> d
     return {"prompt_tokens": len(prompt), "tokens": tokens, "logprobs": logprobs}
 
 
-def measure_batch(engine, config: dict, used: int, arguments: argparse.Namespace) -> dict:
+def measure_batch(engine: Engine, config: dict, used: int, arguments: argparse.Namespace) -> dict:
     """Medians of batches whose requests use the first ``used`` adapters in turn, after one that does not count."""
-    names = list(adapters(arguments))[:used] or [None]
+    names = list(adapters(arguments))[:used] or [""]
     requested = [names[number % len(names)] for number in range(arguments.requests)]
     decodes = []
     with results_file.peak_memory(arguments.device) as memory:

@@ -57,7 +57,7 @@ HOOKS: dict[str, Callable] = {
 class UnpinnedTorch:
     """torch, except that new tensors are never pinned."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         found = getattr(torch, name)
         if name not in ("empty", "tensor", "zeros"):
             return found

@@ -197,7 +197,7 @@ def _check_labels(labels: dict[str, str], known: dict[str, str]) -> None:
 _OPENAI = "sglang.srt.entrypoints.openai"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     "fastapi.routing.solve_dependencies": parse,
     f"{_OPENAI}.serving_chat.OpenAIServingChat._convert_to_internal_request": convert,
     f"{_OPENAI}.serving_completions.OpenAIServingCompletion._convert_to_internal_request": convert,

@@ -8,7 +8,7 @@ factors of single layers (``rank_pattern``, ``alpha_pattern``, ``use_rslora``) f
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,19 +38,19 @@ ADAPTER_LIMITS: tuple[tuple[str, tuple, str], ...] = (
 _WEIGHT = re.compile(r"(?P<front>.*?\blayers\.(?P<layer>\d+)\.)(?P<linear>[\w.]+)\.lora_(?P<side>[AB])\.(?P<end>.*)")
 
 
-def merged_targets(original, target_modules) -> set[str]:
+def merged_targets(original: Callable, target_modules: Any) -> set[str]:
     """SGLang's names of the layers that an adapter or the command line names."""
     return {MERGED_TARGETS.get(name, name) for name in original(target_modules)}
 
 
-def all_targets(original, model) -> set[str]:
+def all_targets(original: Callable, model: Any) -> set[str]:
     """The layers behind PEFT's ``all-linear``."""
     from sala_sglang.models.lora import LINEAR_TARGETS
 
     return set(LINEAR_TARGETS)
 
 
-def validate(original, manager, adapter_config, lora_ref) -> None:
+def validate(original: Callable, manager: Any, adapter_config: Any, lora_ref: Any) -> None:
     """Raise ValueError for an adapter of which SGLang would leave something out."""
     given = adapter_config.hf_config
     for field, allowed, reason in ADAPTER_LIMITS:
@@ -74,7 +74,7 @@ def _check_targets(targets: str | Iterable[str], adapter: str, backend: str) -> 
         )
 
 
-def normalize(original, adapter) -> None:
+def normalize(original: Callable, adapter: Any) -> None:
     """Bring the tensors of an adapter into the form of this model's layers, in place."""
     config = adapter.base_hf_config
     if not isinstance(config, SALAConfig):
@@ -114,7 +114,7 @@ class Factors:
         return torch.nn.functional.pad(scaled, (0, missing))
 
 
-def _matching(pattern: dict[str, Any], linear: str, default):
+def _matching(pattern: dict[str, Any], linear: str, default: float) -> Any:
     """The value of the first key that matches the end of a layer's name, as PEFT has it."""
     return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", linear)), default)
 
@@ -148,7 +148,9 @@ def merge_layer(
     return merged
 
 
-def _by_linear(weights, shapes, factors) -> tuple[dict[str, dict[str, torch.Tensor]], str, str]:
+def _by_linear(
+    weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], factors: Factors
+) -> tuple[dict[str, dict[str, torch.Tensor]], str, str]:
     """A and B of every released linear layer, and what stands in front of and behind its name."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     front = end = ""
@@ -192,7 +194,7 @@ def _ranks() -> int:
 
 
 # SGLang's functions and what runs around them.
-HOOKS = {
+HOOKS: dict[str, Callable] = {
     "sglang.srt.lora.utils.get_normalized_target_modules": merged_targets,
     "sglang.srt.lora.utils.auto_detect_lora_target_modules": all_targets,
     "sglang.srt.lora.lora_manager.LoRAManager.validate_new_adapter": validate,

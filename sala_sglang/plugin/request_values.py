@@ -5,6 +5,7 @@ point, must not end the latter.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy
 
@@ -15,7 +16,7 @@ LARGEST_EMBEDDING = 1e12  # the squares of thousands of them, scaled, are added 
 LARGEST_INT32 = 2**31 - 1
 
 
-def check_message(message, vocabulary: int, hidden_size: int) -> None:
+def check_message(message: Any, vocabulary: int, hidden_size: int) -> None:
     """Raise ValueError that names field, value and what is allowed for a message that cannot be served.
 
     message: SGLang's TokenizedGenerateReqInput. vocabulary: number of token ids. hidden_size: length of an embedding.
@@ -30,13 +31,13 @@ def check_message(message, vocabulary: int, hidden_size: int) -> None:
     _check_sampling(message.sampling_params, vocabulary)
 
 
-def check_range(name: str, values: Iterable, lowest, highest) -> None:
+def check_range(name: str, values: Iterable, lowest: float, highest: float) -> None:
     for value in values:
         if not isinstance(value, int | float) or not lowest <= value <= highest:
             raise ValueError(f"{name} = {value!r} is not supported; allowed: {lowest} to {highest}")
 
 
-def _check_prompt(message, hidden_size: int) -> None:
+def _check_prompt(message: Any, hidden_size: int) -> None:
     from sglang.srt.managers.embed_types import PositionalEmbeds
 
     tokens = len(message.input_ids or message.input_embeds or ())
@@ -54,7 +55,7 @@ def _check_prompt(message, hidden_size: int) -> None:
         check_range(name, positions or (), 0, tokens - 1)
 
 
-def _check_sampling(parameters, vocabulary: int) -> None:
+def _check_sampling(parameters: Any, vocabulary: int) -> None:
     check_range("stop_token_ids", parameters.stop_token_ids or (), 0, vocabulary - 1)
     check_range("top_k", [parameters.top_k], 1, LARGEST_INT32)
     check_range("min_new_tokens", [parameters.min_new_tokens], 0, LARGEST_INT32)

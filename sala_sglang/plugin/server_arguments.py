@@ -50,7 +50,7 @@ def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
     )
     # By the released names of the layers; SGLang lists those of other models.
     targets = parser._option_string_actions["--lora-target-modules"]
-    targets.choices = [*targets.choices, *GATES.values()]
+    targets.choices = [*(targets.choices or ()), *GATES.values()]
 
 
 def from_cli_args(original: Callable, cls: type, args: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sala_sglang.attention import BACKEND
@@ -90,7 +91,7 @@ def add_compressed_keys(result: int, configurator: Any, kvc: Any, num_layers: in
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 # SGLang's functions and what runs after them.
-POOL_HOOKS = {
+POOL_HOOKS: dict[str, Callable] = {
     f"{_CONFIGURATOR}._hybrid_full_attention_pool_class": choose_pool_class,
     "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size": add_compressed_keys,
 }

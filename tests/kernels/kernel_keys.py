@@ -23,7 +23,6 @@ PREFILL = [2064], [2100], [2100] + [4] * 15, [2049] + [3] * 16
 DECODE = [1] * 16, [1] * 17, [1] * 33
 GEOMETRY, CONTEXT, PAGES = SparseGeometry(), 2**16, 4
 QUERY_HEADS, KV_HEADS, DIM = 4, 2, 32
-HOW = {"implementation": "triton"}
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -47,21 +46,23 @@ def call_operators(rows: list[int]) -> None:
     pool = torch.empty(PAGES * GEOMETRY.block_size, KV_HEADS, DIM, dtype=torch.bfloat16)
     compressed = pool.new_empty(PAGES, KV_HEADS, GEOMETRY.page_rows, DIM)
     q, k, v = (pool.new_empty(tokens, QUERY_HEADS, DIM) for _ in range(3))
-    compress_keys(pool, compressed, batch, GEOMETRY, **HOW)
-    blocks = select_blocks(q, compressed, batch, GEOMETRY, 1.0, **HOW)
-    sparse_attention(q, pool, pool, blocks, batch, GEOMETRY, 1.0, **HOW)
-    norm_rope = pool.new_empty(DIM), pool.new_empty(DIM), torch.arange(tokens), torch.empty(DIM // 2), 1e-6
+    compress_keys(pool, compressed, batch, GEOMETRY, implementation="triton")
+    blocks = select_blocks(q, compressed, batch, GEOMETRY, 1.0, implementation="triton")
+    sparse_attention(q, pool, pool, blocks, batch, GEOMETRY, 1.0, implementation="triton")
+    weight, positions, frequencies = pool.new_empty(DIM), torch.arange(tokens), torch.empty(DIM // 2)
     states, decay = torch.empty(PAGES, QUERY_HEADS, DIM, DIM), torch.empty(QUERY_HEADS)
     if decode:
-        lightning_step(q, k, v, *norm_rope, states, slots, slots, decay, 1.0, **HOW)
+        step = states, slots, slots, decay, 1.0
+        lightning_step(q, k, v, weight, weight, positions, frequencies, 1e-6, *step, implementation="triton")
     else:
-        qk_norm_rope(q, k, *norm_rope, **HOW)
-        lightning_chunk(q, k, v, states, slots, query_start, slots, slots, decay, 1.0, **HOW)
+        qk_norm_rope(q, k, weight, weight, positions, frequencies, 1e-6, implementation="triton")
+        chunk = states, slots, query_start, slots, slots, decay, 1.0
+        lightning_chunk(q, k, v, *chunk, implementation="triton")
 
 
 def keys_of(rows: list[int]) -> dict[str, list[str]]:
     """Specialisations by kernel, in order of the launches."""
-    found = {}
+    found: dict[str, list[str]] = {}
 
     def record(self, *args, grid, warmup, **options):
         binder = self.device_caches[0][-1]

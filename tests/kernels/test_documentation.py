@@ -29,6 +29,7 @@ SHAPES = re.compile(r"\[[^\]]+\]|any shape")
 
 def load_script(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -41,14 +42,14 @@ PUBLIC = [node for tree in TREES.values() for node in script.definitions(tree)]
 every_definition = pytest.mark.parametrize("node", PUBLIC, ids=lambda node: node.name)
 
 
-def describe(node: ast.AST) -> str:
+def describe(node: ast.FunctionDef | ast.ClassDef) -> str:
     """The docstring; the test fails where there is none."""
     text = ast.get_docstring(node)
     assert text, f"{node.name}: no docstring"
     return text
 
 
-def entries(node: ast.AST) -> dict[str, str]:
+def entries(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
     """What the docstring says of each argument that has a line of its own."""
     names = {argument.arg for argument in script.parameters(node)}
     found = [block.split(": ", 1) for kind, block in script.blocks(describe(node), names) if kind == "entry"]
@@ -61,7 +62,7 @@ def raised_by(trees) -> dict[str, set[str]]:
     raised = {}
     for name, node in functions.items():
         calls = [raises.exc for raises in ast.walk(node) if isinstance(raises, ast.Raise) and raises.exc]
-        raised[name] = {call.func.id for call in calls}
+        raised[name] = {ast.unparse(call).split("(")[0] for call in calls}
     for _ in functions:
         for name, node in functions.items():
             called = {

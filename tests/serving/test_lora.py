@@ -19,7 +19,7 @@ from tests.serving.oracle import Answer, Oracle
 TOLERANCE = 1e-4  # as in test_equality
 VOCABULARY, TOKENS = 400, 6
 # Names, layers and options of adapters. The first has every released layer of both mixers.
-ADAPTERS = {
+ADAPTERS: dict[str, dict] = {
     "all": {"rank": 4},
     "some": {"targets": ("q_proj", "v_proj"), "rank": 8, "use_rslora": True, "alpha_pattern": {"v_proj": 4}},
     "gates": {"targets": ("o_gate", "z_proj", "k_proj", "down_proj"), "rank": 6, "rank_pattern": {"k_proj": 2}},

@@ -7,8 +7,10 @@ from sala_kernels.qk_norm_rope import qk_norm_rope
 
 
 def lightning_step(arguments: Arguments) -> torch.Tensor:
-    q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale = arguments
-    q, k = qk_norm_rope(q, k, *norm_rope, implementation="reference")
+    q, k, v, q_weight, k_weight, positions, inv_freq, eps, states, state_slots, snapshot_slots, log_decay, scale = (
+        arguments
+    )
+    q, k = qk_norm_rope(q, k, q_weight, k_weight, positions, inv_freq, eps, implementation="reference")
     output = torch.zeros_like(q)
     for request, slot in enumerate(state_slots.tolist()):
         if slot < 0:

@@ -20,8 +20,9 @@ VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 hea
 
 
 def lightning_step(arguments: Arguments) -> torch.Tensor:
-    q, k, v, *norm_rope, states, state_slots, snapshot_slots, log_decay, scale = arguments
-    q_weight, k_weight, positions, inv_freq, eps = norm_rope
+    q, k, v, q_weight, k_weight, positions, inv_freq, eps, states, state_slots, snapshot_slots, log_decay, scale = (
+        arguments
+    )
     check_dtypes(torch.float32, states=states)
     requests, heads, dim = q.shape
     columns = min(dim, VALUE_COLUMNS)
