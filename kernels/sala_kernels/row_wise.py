@@ -5,7 +5,11 @@ import triton.language as tl
 
 
 def row_warps(block: int) -> int:
-    """Warps of a program that holds a row of ``block`` columns."""
+    """Warps of a program that holds a row of ``block`` columns: one for every 512, up to 16.
+
+    >>> row_warps(4096)
+    8
+    """
     return min(max(block // 512, 1), 16)
 
 

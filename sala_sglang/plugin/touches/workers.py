@@ -81,6 +81,20 @@ _REQUESTS = (
         why="values that tensors cannot take would end the scheduler, through whatever entry point they come",
         until="SGLang's scheduler survives every message",
     ),
+    Touch(
+        target="sglang.srt.managers.scheduler.Scheduler._create_generation_req",
+        how=PRIVATE,
+        process=WORKER,
+        why="what is refused there is answered by way of a request that never runs",
+        until="SGLang's scheduler survives every message",
+    ),
+    Touch(
+        target="sglang.srt.managers.scheduler.Scheduler._add_request_to_queue",
+        how=PRIVATE,
+        process=WORKER,
+        why="the same request has to be queued",
+        until="SGLang's scheduler survives every message",
+    ),
 )
 
 _PREFIX_CACHE = (
@@ -162,6 +176,15 @@ _SCHEDULER = (
 )
 
 _MODEL = (
+    Touch(
+        target="sglang.srt.layers.quantization.base_config.QuantizeMethodBase",
+        how=SUBCLASS,
+        process=WORKER,
+        names=("apply",),
+        when="Hopper",
+        why="what the two methods below share",
+        until="stays: SGLang's layers are extended this way",
+    ),
     Touch(
         target="sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod",
         how=SUBCLASS,
