@@ -40,16 +40,18 @@ def without(found: dict, *names: str) -> dict:
     return {name: value for name, value in found.items() if name not in names}
 
 
-@pytest.mark.parametrize("length", ["1K", "1M"])
-def test_a_server_of_this_context_serves_this_length_with_whole_answers(tokenizer, tmp_path, length):
+@pytest.mark.parametrize(
+    ("length", "more"), [("1K", ["--samples", "8"]), ("1M", ["--depths", "1", "--tasks", "passkey"])]
+)
+def test_a_server_of_this_context_serves_this_length_with_whole_answers(tokenizer, tmp_path, length, more):
     tokens = {"1K": 1 << 10, "1M": 1 << 20}[length]
     with FakeServer(tokenizer, tokens) as server:
-        few = ["--lengths", length, "--tasks", "key-value", "--depths", "1"]
-        assert cli.main(arguments(server, tmp_path / "out", *few)) == 0
-    assert [(cell["length"], cell["served"]) for cell in result(tmp_path / "out")["cells"]] == [(tokens, 1)]
+        assert cli.main(arguments(server, tmp_path / "out", "--lengths", length, *more)) == 0
+    assert all((cell["length"], cell["refused"]) == (tokens, 0) for cell in result(tmp_path / "out")["cells"])
     # SGLang keeps two tokens back; the last sentence that did not fit is missing.
     room = tokens - ANSWER_TOKENS - 2
     assert all(room - MOST_OF_A_SENTENCE < prompt <= room for prompt in server.prompts), server.prompts
+    assert length != "1K" or max(server.prompts) == room  # of 120 prompts some fill it
 
 
 def test_reasons_for_refusals_are_printed_once_with_their_count(tokenizer, tmp_path, capsys):
@@ -108,7 +110,11 @@ def test_a_killed_run_that_is_resumed_gives_the_same_result(tokenizer, tmp_path)
         file.write('{"task": "passkey", "len')
     with FakeServer(tokenizer, 1500) as server:
         assert cli.main(arguments(server, tmp_path / "killed", *lengths, "--resume")) == 0
-    assert len(server.prompts) == 3 * JOBS - 20
+        assert len(server.prompts) == 3 * JOBS - 20
+        first = result(tmp_path / "killed")
+        assert cli.main(arguments(server, tmp_path / "killed", *lengths, "--resume")) == 0
+        assert len(server.prompts) == 3 * JOBS - 20  # nothing is left to ask
+    assert result(tmp_path / "killed") == first
     whole, resumed = result(tmp_path / "whole"), result(tmp_path / "killed")
     assert without(resumed, "date", "server") == without(whole, "date", "server")
     scores = {cell["score"] for cell in whole["cells"]}
