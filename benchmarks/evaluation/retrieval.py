@@ -4,7 +4,7 @@
         --output benchmarks/results/evaluation/retrieval.csv
 
 Starts a server per kind of attention, one after the other, on the GPU if there is one, and lets ``sala-sglang eval``
-ask it for every length. DIR keeps the result of each length; what is there already is not asked again, so a run that
+ask it for every length. DIR keeps the answers of each length; what is there already is not asked again, so a run that
 was ended can go on. Beside the CSV file a heat map of each kind is written.
 """
 
@@ -21,6 +21,7 @@ import torch
 from sala_sglang import cli
 from sala_sglang.environment import FORCE_DENSE
 from sala_sglang.evaluation import heat_map
+from sala_sglang.evaluation.command import ANSWERS
 from sala_sglang.evaluation.run import Cell
 from testing.server import Server
 
@@ -38,7 +39,7 @@ DEPTHS = "5"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "sala-tiny")
-    parser.add_argument("--lengths", required=True, help="prompt lengths in tokens, as sala-sglang eval takes them")
+    parser.add_argument("--lengths", required=True, help="tokens of prompt and answer, as sala-sglang eval takes them")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--samples", default="1", help="prompts per task, length and depth (default: 1)")
     parser.add_argument("--concurrency", default="1", help="prompts at once (default: 1)")
@@ -67,9 +68,11 @@ def ask_missing(kind: str, options: argparse.Namespace) -> None:
     server = Server(options.model, *options.server_arguments, environment=environment, program=program)
     with server if missing else nullcontext():
         for length in missing:
+            out = folder(kind, length, options)
             choice = f"--lengths {length} --depths {DEPTHS} --samples {options.samples}"
             choice += f" --concurrency {options.concurrency} --base-url {server.base_url}"
-            if cli.main(["eval", "--out", str(folder(kind, length, options)), *choice.split()]):
+            choice += " --resume" * (out / ANSWERS).exists()
+            if cli.main(["eval", "--out", str(out), *choice.split()]):
                 raise SystemExit(f"the evaluation of {kind} attention at {length} failed")
 
 
@@ -89,7 +92,7 @@ def write_csv(cells: dict[str, list[dict]], options: argparse.Namespace) -> None
     }
     with options.output.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("attention", "task", "prompt_tokens", "depth", "found", "samples", *about))
+        writer.writerow(("attention", "task", "tokens", "depth", "found", "samples", *about))
         for kind, found in cells.items():
             for one in found:
                 row = (one["task"], one["length"], one["depth"], one["score"], one["served"])

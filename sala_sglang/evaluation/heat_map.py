@@ -24,13 +24,18 @@ def draw(path: Path, model: str, cells: list[Cell]) -> None:
         image = axis.imshow(values, cmap=colours, vmin=0, vmax=100, aspect="auto")
         axis.set_title(task, fontsize=9)
         axis.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=8)
-        axis.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths], fontsize=8)
+        axis.set_yticks(range(len(depths)), [percent(depth) for depth in depths], fontsize=8)
         axis.set_ylabel("depth", fontsize=8)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 text = "not served" if value != value else f"{value:.0f}"
                 axis.text(x, y, text, ha="center", va="center", fontsize=5 if value != value else 7)
-    axes[-1, 0].set_xlabel("tokens of the prompt", fontsize=8)
+    axes[-1, 0].set_xlabel("tokens of prompt and answer", fontsize=8)
     figure.suptitle(f"{model}: numbers found, %", fontsize=10)
     figure.colorbar(image, ax=axes)
     figure.savefig(path, dpi=150)
+
+
+def percent(depth: float) -> str:
+    """0.5 -> 50 %, 0.125 -> 12.5 %."""
+    return f"{100 * depth:g} %"

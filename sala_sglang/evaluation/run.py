@@ -1,26 +1,32 @@
 """The evaluation: every task, length and depth, several samples of each, and the files that say how it went."""
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from sala_sglang import __version__
-from sala_sglang.evaluation.client import Client, Outcome
+from sala_sglang.evaluation.answers import DATE, Answers, Job
+from sala_sglang.evaluation.client import ANSWER_TOKENS, Client, Outcome
 from sala_sglang.evaluation.samples import SampleMaker
 
 MAX_ERRORS_SHOWN = 3
+# SGLang takes prompts that fill its context with max_tokens, and then answers with up to two tokens fewer.
+RESERVED_TOKENS = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. lengths: tokens of the whole prompt. depths: 0 to 1."""
+    """What to measure. lengths: tokens of prompt and answer together. depths: 0 to 1."""
 
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -28,6 +34,13 @@ class Plan:
     samples: int
     seed: int
     concurrency: int
+
+    def places(self) -> list[tuple[str, int, float]]:
+        return [(task, length, depth) for task in self.tasks for length in self.lengths for depth in self.depths]
+
+    def jobs(self) -> list[Job]:
+        """Everything to ask, in order."""
+        return [(*place, number) for place in self.places() for number in range(self.samples)]
 
 
 @dataclass(frozen=True)
@@ -43,21 +56,74 @@ class Cell:
     errors: tuple[str, ...]
 
 
-def evaluate(client: Client, tokenizer_path: str, plan: Plan) -> list[Cell]:
-    """Ask everything and return a cell per task, length and depth, in this order. Shows progress on stderr."""
-    maker = SampleMaker(AutoTokenizer.from_pretrained(tokenizer_path))
-    places = [(task, length, depth) for task in plan.tasks for length in plan.lengths for depth in plan.depths]
-    jobs = [(place, number) for place in places for number in range(plan.samples)]
+def about(client: Client, tokenizer_path: str, plan: Plan) -> dict:
+    """What the parts of an evaluation that is resumed must have in common, and when it begins."""
+    what = {"sala_sglang": __version__, "model": client.model, "tokenizer": tokenizer_path} | asdict(plan)
+    del what["concurrency"]
+    return {DATE: datetime.now(UTC).isoformat(timespec="seconds")} | what
 
-    def ask(job: tuple[tuple[str, int, float], int]) -> Outcome:
-        (task, length, depth), number = job
+
+def evaluate(client: Client, maker: SampleMaker, plan: Plan, answers: Answers) -> list[Cell]:
+    """Ask what ``answers`` lack, and return a cell per task, length and depth, in this order.
+
+    Shows progress on stderr. Raises Unreachable when the server goes away; answers until then are kept.
+    """
+
+    def ask(job: Job) -> Outcome:
+        task, length, depth, number = job
+        if client.context_tokens and length > client.context_tokens:
+            allowed = f"up to {client.context_tokens}, which the server names as its max_model_len"
+            return Outcome(None, "", f"{length} tokens are not possible; allowed: {allowed}")
         rng = Random(f"{plan.seed} {task} {length} {depth} {number}")
-        return client.ask(maker.sample(rng, task, length, depth))
+        return client.ask(maker.sample(rng, task, length - ANSWER_TOKENS - RESERVED_TOKENS, depth))
 
-    with ThreadPoolExecutor(plan.concurrency) as pool:
-        outcomes = list(tqdm(pool.map(ask, jobs), total=len(jobs), unit="request", desc=client.model))
-    parts = [outcomes[i : i + plan.samples] for i in range(0, len(jobs), plan.samples)]
-    return [cell(place, part) for place, part in zip(places, parts, strict=True)]
+    jobs = plan.jobs()
+    missing = [job for job in jobs if job not in answers.kept]
+    tokens, known = (sum(length for _, length, _, _ in some) for some in (jobs, answers.kept))
+    with tqdm(total=tokens, initial=known, unit=" tokens", unit_scale=True, desc=client.model) as bar:
+
+        def show() -> None:
+            refused = sum(outcome.score is None for outcome in answers.kept.values())
+            bar.set_postfix_str(f"{len(answers.kept)} of {len(jobs)} requests, {refused} refused")
+
+        show()
+        for job, outcome in _as_they_come(ask, missing, plan.concurrency):
+            answers.add(job, outcome)
+            bar.update(job[1])
+            show()
+    places, samples = plan.places(), range(plan.samples)
+    return [cell(place, [answers.kept[*place, number] for number in samples]) for place in places]
+
+
+def _as_they_come(ask: Callable[[Job], Outcome], jobs: list[Job], threads: int) -> Iterator[tuple[Job, Outcome]]:
+    """Jobs with their outcomes. When one fails no more are begun, and its error is raised behind the last outcome.
+
+    The threads are daemons: a program that is interrupted ends without waiting for answers that may take hours.
+    """
+    waiting, ready, failures = queue.SimpleQueue(), queue.SimpleQueue(), []
+    for job in jobs:
+        waiting.put(job)
+
+    def work() -> None:
+        with suppress(queue.Empty):
+            while not failures:
+                job = waiting.get_nowait()
+                try:
+                    ready.put((job, ask(job)))
+                except Exception as error:
+                    failures.append(error)
+        ready.put(None)
+
+    running = min(threads, len(jobs))
+    for _ in range(running):
+        threading.Thread(target=work, daemon=True).start()
+    while running:
+        if (found := ready.get()) is None:
+            running -= 1
+        else:
+            yield found
+    if failures:
+        raise failures[0]
 
 
 def cell(place: tuple[str, int, float], outcomes: list[Outcome]) -> Cell:
@@ -68,30 +134,50 @@ def cell(place: tuple[str, int, float], outcomes: list[Outcome]) -> Cell:
     return Cell(*place, mean, len(scores), len(outcomes) - len(scores), errors)
 
 
-def write_result(path: Path, client: Client, tokenizer_path: str, plan: Plan, cells: list[Cell]) -> None:
+def write_result(path: Path, client: Client, plan: Plan, answers: Answers, cells: list[Cell]) -> None:
     """Write everything that was asked and found as JSON."""
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sala_sglang": __version__,
-        "server": client.root,
-        "model": client.model,
-        "tokenizer": tokenizer_path,
-        "plan": asdict(plan),
-        "cells": [asdict(one) for one in cells],
-    }
+    common = {name: answers.about[name] for name in (DATE, "sala_sglang", "model", "tokenizer")}
+    result = common | {"server": client.root, "plan": asdict(plan), "cells": [asdict(one) for one in cells]}
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def table(cells: list[Cell]) -> Iterator[str]:
-    """Lines with the mean score of every task and length."""
+    """Lines with the mean score of every task and length; - where nothing was served."""
     lengths = sorted({one.length for one in cells})
-    yield " ".join([f"{'task':<12}", *(f"{short(length):>6}" for length in lengths)])
+    names = [short(length) for length in lengths]
+    width = max(6, *map(len, names))
+    yield " ".join([f"{'task':<12}", *(f"{name:>{width}}" for name in names)])
     for task in dict.fromkeys(one.task for one in cells):
         means = []
         for length in lengths:
             scores = [c.score for c in cells if (c.task, c.length) == (task, length) and c.score is not None]
-            means.append(f"{100 * sum(scores) / len(scores):>5.0f}%" if scores else f"{'-':>6}")
-        yield " ".join([f"{task:<12}", *means])
+            means.append(f"{100 * sum(scores) / len(scores):.0f}%" if scores else "-")
+        yield " ".join([f"{task:<12}", *(f"{mean:>{width}}" for mean in means)])
+
+
+def refusals(outcomes: dict[Job, Outcome]) -> Iterator[str]:
+    """Lines with every reason for which requests of a length were refused, and how often.
+
+    Reasons that differ by numbers alone, such as the tokens of a prompt, count as one; the first is shown.
+    """
+    reasons, counts = {}, Counter()
+    for (_, length, _, _), outcome in sorted(outcomes.items()):
+        if outcome.score is None:
+            kind = length, re.sub(r"\d+", "0", outcome.error)
+            reasons.setdefault(kind, outcome.error)
+            counts[kind] += 1
+    if counts:
+        yield f"Refused: {counts.total()} of {len(outcomes)} requests"
+    for (length, kind), count in counts.items():
+        yield f"  --lengths {short(length)}, {count} of them: {reasons[length, kind]}"
+
+
+def miscounts(outcomes: dict[Job, Outcome], tokenizer_path: str) -> Iterator[str]:
+    """A line if the server counts other numbers of tokens than the tokenizer here."""
+    found = [outcome.miscounted for outcome in outcomes.values() if outcome.miscounted]
+    if found:
+        difference = f"{min(found):+} to {max(found):+} tokens at the server"
+        yield f"{len(found)} prompts have {difference} of what --tokenizer {tokenizer_path} counts: is it the server's?"
 
 
 def short(tokens: int) -> str:

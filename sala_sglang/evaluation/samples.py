@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from transformers import PreTrainedTokenizerBase
@@ -63,8 +64,15 @@ class SampleMaker:
         self.tokenizer = tokenizer
         rng = Random(0)
         self.filler = [language.filler(rng) for _ in range(FILLER_SENTENCES)]
-        encoded = tokenizer([" " + sentence for sentence in self.filler], add_special_tokens=False)["input_ids"]
-        self.filler_tokens = [len(ids) for ids in encoded]
+        # Behind another sentence, since many tokenizers put a token in front of the first word of a text.
+        before = self.filler[0]
+        alone, together, *behind = self._lengths(
+            [before, " ".join([before, *self.filler]), *(f"{before} {sentence}" for sentence in self.filler)]
+        )
+        self.filler_tokens = [tokens - alone for tokens in behind]
+        # Nearly every tokenizer begins a token at a space. Then sentences add up, and a long prompt need not be encoded
+        # to know how many tokens it has.
+        self.adds_up = together == alone + sum(self.filler_tokens)
 
     def sample(self, rng: Random, task: str, tokens: int, depth: float) -> Sample:
         """A sample of ``task`` with at most ``tokens`` tokens, and within one sentence of that.
@@ -74,12 +82,11 @@ class SampleMaker:
         """
         asked = TASKS[task](rng)
         facts = _places(rng, asked, int(DISTRACTOR_SHARE * tokens / FACT_TOKENS), depth)
-        filler = self._fill(rng, tokens - self.count(_message([], facts, asked)))
+        filler = self._fill(rng, tokens - self.count(self._message(_runs([], facts), facts, asked)))
         while True:
-            message = _message([self.filler[number] for number in filler], facts, asked)
-            count = self.count(message)
+            count = self._count(filler, facts, asked)
             if count <= tokens:
-                return Sample(message, count, asked.values)
+                return Sample(self._message(_runs(filler, facts), facts, asked), count, asked.values)
             if not filler:
                 raise ValueError(f"tokens: {tokens} are too few for the task {task!r}; it takes {count}")
             filler = self._drop(filler, count - tokens)
@@ -88,7 +95,25 @@ class SampleMaker:
         """Tokens of a chat that begins with ``message``, up to where the answer begins."""
         chat = [{"role": "user", "content": message}]
         text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._lengths([text])[0]
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def _count(self, filler: list[int], facts: list[tuple[float, str]], asked: Task) -> int:
+        """Tokens of the chat with this filler. Of a run of it only the ends are encoded, the rest is added up."""
+        runs, inner = _runs(filler, facts), 0
+        if self.adds_up:
+            inner = sum(self.filler_tokens[number] for run in runs for number in run[1:-1])
+            runs = [run[:1] + run[1:][-1:] for run in runs]
+        return inner + self.count(self._message(runs, facts, asked))
+
+    def _message(self, runs: list[list[int]], facts: list[tuple[float, str]], asked: Task) -> str:
+        """The user's message: a run of filler, then each fact with the run behind it."""
+        sentences = [self.filler[number] for number in runs[0]]
+        for (_, fact), run in zip(facts, runs[1:], strict=True):
+            sentences += [fact, *(self.filler[number] for number in run)]
+        return language.user_message(sentences, asked.question)
 
     def _fill(self, rng: Random, tokens: int) -> list[int]:
         """Numbers of filler sentences that have, one by one, about ``tokens`` tokens."""
@@ -115,11 +140,7 @@ def _places(rng: Random, asked: Task, distractors: int, depth: float) -> list[tu
     return sorted(facts)
 
 
-def _message(filler: list[str], facts: list[tuple[float, str]], asked: Task) -> str:
-    """The user's message, with every fact at its depth among the filler."""
-    sentences, used = [], 0
-    for depth, fact in facts:
-        place = round(depth * len(filler))
-        sentences += [*filler[used:place], fact]
-        used = place
-    return language.user_message(sentences + filler[used:], asked.question)
+def _runs(filler: list[int], facts: list[tuple[float, str]]) -> list[list[int]]:
+    """The filler before every fact, so that each lies at its depth, and that behind the last."""
+    places = [0, *(round(depth * len(filler)) for depth, _ in facts), len(filler)]
+    return [filler[start:end] for start, end in pairwise(places)]

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from sala_sglang import cli
 from sala_sglang.checkpoint.tokenizer import make_tokenizer
-from sala_sglang.evaluation import language, run
+from sala_sglang.evaluation import heat_map, language, run
 from sala_sglang.evaluation.client import Client, Outcome, score
 from sala_sglang.evaluation.samples import TASKS, SampleMaker
 
@@ -21,7 +21,7 @@ def maker(tmp_path_factory):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("tokens", [512, 1000, 4096, 70_000])
+@pytest.mark.parametrize("tokens", [446, 512, 1000, 4096, 70_000])
 def test_prompts_have_the_length_asked_for(maker, task, tokens):
     sample = maker.sample(Random(tokens), task, tokens, depth=0.5)
     assert sample.tokens == maker.count(sample.message) <= tokens
@@ -74,8 +74,6 @@ def test_the_tasks_of_the_command_are_those_there_are():
 
 
 def test_refused_requests_are_shown_and_not_counted(tmp_path):
-    from sala_sglang.evaluation import heat_map
-
     served, refused = Outcome(1.0, "7319"), Outcome(None, "", "too long")
     cells = [
         run.cell(("passkey", 1024, 0.0), [served, refused]),
@@ -95,7 +93,7 @@ def test_refused_requests_are_shown_and_not_counted(tmp_path):
     ("option", "value", "parts"),
     [
         ("--lengths", "1K,x", ["--lengths", "'x'", "16K"]),
-        ("--lengths", "2M", ["--lengths", "'2M'", "1048576"]),
+        ("--lengths", "511", ["--lengths", "'511'", "from 512"]),
         ("--tasks", "poem", ["--tasks", "'poem'", "passkey"]),
         ("--samples", "0", ["--samples", "'0'", "from 1"]),
     ],
@@ -105,6 +103,19 @@ def test_bad_arguments(option, value, parts, tmp_path, capsys):
         cli.main(["eval", "--base-url", "http://127.0.0.1:9", "--out", str(tmp_path / "new"), option, value])
     message = capsys.readouterr().err
     assert caught.value.code == 2 and all(part in message for part in parts)
+
+
+def test_lengths_have_no_bound_of_their_own():
+    options = cli._parser().parse_args(["eval", "--base-url", "x", "--out", "y", "--lengths", "4M,2M,1000000"])
+    assert options.lengths == (1_000_000, 2 << 20, 4 << 20)
+
+
+def test_labels():
+    cells = [run.cell(("passkey", length, 0.0), [Outcome(1.0, "7319")]) for length in (1 << 20, 4 << 20, 12_345_678)]
+    lines = list(run.table(cells))
+    assert [line.split() for line in lines] == [["task", "1M", "4M", "12345678"], ["passkey", "100%", "100%", "100%"]]
+    assert len({len(line) for line in lines}) == 1
+    assert [heat_map.percent(depth) for depth in (0.0, 0.125, 0.3333, 1.0)] == ["0 %", "12.5 %", "33.33 %", "100 %"]
 
 
 def test_a_server_that_is_not_there(tmp_path, capsys):

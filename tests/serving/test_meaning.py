@@ -20,6 +20,8 @@ def evaluate(server: Server, out: Path) -> list[dict]:
     assert (out / "heat_map.png").read_bytes().startswith(b"\x89PNG")
     cells = json.loads((out / "result.json").read_text())["cells"]
     assert len(cells) == 15 and all(cell["refused"] == 0 for cell in cells), cells
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()[1:]]
+    assert len(answers) == 15 and all(answer["miscounted"] == 0 for answer in answers), answers
     return cells
 
 
@@ -32,8 +34,18 @@ def test_selected_blocks_hold_what_is_asked_for(trained_server, tmp_path):
     assert mean(cells) >= 0.95, cells
 
 
+def test_a_prompt_that_is_too_long_is_refused_with_the_reason(trained_server, tmp_path, capsys):
+    # Under this name the server serves its model and lists no context, so that the prompt is sent.
+    choice = ["--model", "default", "--lengths", "1100K", "--tasks", "passkey", "--depths", "1", "--samples", "1"]
+    assert cli.main(["eval", "--base-url", trained_server.base_url, "--out", str(tmp_path / "out"), *choice]) == 1
+    printed = capsys.readouterr().out
+    assert "--lengths 1100K, 1 of them: 400: The input (" in printed, printed
+    assert "is longer than the model's context length (1048576 tokens)." in printed, printed
+
+
 def test_random_blocks_do_not(trained_checkpoint, tmp_path):
-    with Server(trained_checkpoint, *TRAINED_ARGUMENTS, program=RANDOM_BLOCKS) as server:
+    context = "--context-length", "2048"  # the length that is asked for
+    with Server(trained_checkpoint, *TRAINED_ARGUMENTS, *context, program=RANDOM_BLOCKS) as server:
         cells = evaluate(server, tmp_path / "out")
     # The first and the last blocks of a prompt are never left to the selection.
     middle = [cell for cell in cells if cell["depth"] == 0.5]
