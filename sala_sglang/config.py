@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -94,7 +94,7 @@ class SALAConfig(PreTrainedConfig):
     """
 
     model_type = "minicpm_sala"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]  # Trainer adds to the list
 
     vocab_size: int = 73448
     hidden_size: int = 4096
