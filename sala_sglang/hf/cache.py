@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import Cache
 
 
 @dataclass
@@ -22,8 +23,8 @@ class SequenceCache:
         return SequenceCache(self.tokens + tokens, dict(self.keys), dict(self.values), dict(self.states))
 
 
-class SALACache:
-    """Cache of a batch, with the part of the interface of transformers' caches that ``generate`` uses.
+class SALACache(Cache):
+    """Cache of a batch, with the part of the interface of transformers' caches that is not about single layers.
 
     ``sequences`` is empty until the first forward call. ``columns`` counts input columns, padding included.
     A forward call extends the cache that it is given, unless it raises an error.
@@ -33,8 +34,24 @@ class SALACache:
     is_croppable = False  # a recurrent state cannot go back
 
     def __init__(self):
+        super().__init__(layers=[])
         self.sequences: list[SequenceCache] = []
         self.columns = 0
+
+    def __repr__(self) -> str:
+        return f"SALACache({[sequence.tokens for sequence in self.sequences]} tokens)"
+
+    def __bool__(self) -> bool:
+        return True  # also while it is empty
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences, −1 before the first call."""
+        return len(self.sequences) or -1
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """−1: there is no limit."""
+        return -1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Input columns seen so far; ``generate`` cuts the columns of the next call after them."""

@@ -14,13 +14,13 @@ from sala_sglang.hf.lightning import lightning_attention
 from sala_sglang.hf.sparse import block_attention
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedStep:
     """One forward call over the real tokens of all sequences, one after the other: N rows.
 
-    rows: tokens of each sequence in this call. before: what the cache held at its begin. after: where the layers leave
-    what the cache is to hold, None if there is none or once the call is over: layers run again in the backward pass
-    under gradient checkpointing, and by then the cache may have gone on. positions: [N].
+    rows: tokens of each sequence in this call. before: what the cache held at its begin; nothing changes it, because
+    under gradient checkpointing layers run again. after: where the layers leave what the cache is to hold, None without
+    a cache. positions: [N].
     """
 
     config: SALAConfig

@@ -20,6 +20,10 @@ class MiniCPMSALAPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ("past_key_values",)
     _is_stateful = True  # no way back to fewer tokens, as assisted generation needs it
 
+    def __init__(self, config: SALAConfig, *args, **kwargs):
+        config.check()  # from_pretrained() sets the fields that it is given on a finished configuration
+        super().__init__(config, *args, **kwargs)
+
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
         if attn_implementation not in (None, "eager"):
             arguments.refuse("attn_implementation", repr(attn_implementation), "None or 'eager', which are the same")
@@ -71,21 +75,20 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
         arguments.check_cache_position(cache_position, past_key_values, embeds.shape[1])
         step, cache = self._step(embeds, keep, position_ids, past_key_values, use_cache, kwargs)
 
-        hidden = (embeds.flatten(0, 1) if keep is None else embeds[keep]) * self.config.scale_emb
-        states = [hidden]
+        hidden = pack(embeds, keep) * self.config.scale_emb
+        states = []
         for layer in self.layers:
-            hidden = layer(hidden, step)
             if output_hidden_states:
-                states.append(hidden)
-        states[-1] = self.norm(hidden)
+                states.append(spread(hidden, keep, embeds.shape))
+                hidden = pack(states[-1], keep)  # so that gradients come by what the caller sees
+            hidden = layer(hidden, step)
+        last = spread(self.norm(hidden), keep, embeds.shape)
         if cache is not None:
             cache.advance(step.after, embeds.shape[1])
-        step.after = None
-        states = tuple(spread(state, keep, embeds.shape) for state in states)
         return BaseModelOutputWithPast(
-            last_hidden_state=states[-1],
+            last_hidden_state=last,
             past_key_values=cache,
-            hidden_states=states if output_hidden_states else None,
+            hidden_states=(*states, last) if output_hidden_states else None,
         )
 
     def _step(self, embeds, keep, position_ids, past_key_values, use_cache, others):
@@ -192,6 +195,11 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
     def init_continuous_batching(self, *args, **kwargs):
         """Raises ValueError: its pages hold keys and values, no recurrent states. SGLang serves many requests."""
         raise ValueError("continuous batching (generate_batch, cache_implementation='paged') is not supported")
+
+
+def pack(states: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """The real tokens [N, hidden] of [B, T, hidden]."""
+    return states.flatten(0, 1) if keep is None else states[keep.to(states.device)]
 
 
 def spread(hidden: torch.Tensor, keep: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:

@@ -92,6 +92,12 @@ def test_attention_implementations(trained_checkpoint, model, name):
         model.set_attn_implementation(name)
 
 
+@pytest.mark.parametrize(("field", "value"), [("tie_word_embeddings", True), ("attention_dropout", 0.1)])
+def test_fields_given_to_from_pretrained(trained_checkpoint, field, value):
+    with pytest.raises(ValueError, match=f"{field} = {value} is not possible"):
+        AutoModelForCausalLM.from_pretrained(trained_checkpoint, **{field: value})
+
+
 def test_output_hidden_states(trained_checkpoint, model, logits):
     base = model.model(IDS, output_hidden_states=True)
     assert len(base.hidden_states) == model.config.num_hidden_layers + 1
@@ -119,6 +125,15 @@ def test_output_hidden_states(trained_checkpoint, model, logits):
     asked = AutoModelForCausalLM.from_pretrained(trained_checkpoint, output_attentions=True)
     with pytest.raises(ValueError, match="output_attentions: got True"):
         asked(IDS, output_attentions=None)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients_of_hidden_states(model, padded):
+    mask = (torch.arange(30) >= 4).long()[None] if padded else None
+    with torch.enable_grad():
+        output = model(IDS, attention_mask=mask, labels=IDS, output_hidden_states=True)
+        gradients = torch.autograd.grad(output.loss, output.hidden_states)
+    assert all(gradient[0, 4:].any() for gradient in gradients)
 
 
 def test_return_dict(trained_checkpoint, model, logits):
@@ -220,8 +235,9 @@ def test_cache_operations(model, logits):
     cache.batch_repeat_interleave(3)
     many = model(IDS[:, 20:].expand(3, -1), past_key_values=cache).logits
     torch.testing.assert_close(many, logits[:, 20:].expand(3, -1, -1), **EQUAL)
+    assert cache.batch_size == 3 and cache.get_max_length() == -1
     cache.batch_select_indices(torch.tensor([1]))
-    assert len(cache.sequences) == 1
+    assert cache.batch_size == 1 and cache
     with pytest.raises(ValueError, match="cannot be cropped"):
         cache.crop(-1)
     cache.reset()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from sala_sglang.hf import SALACache
@@ -129,6 +129,24 @@ def test_lora_example(trained_checkpoint, tmp_path, monkeypatch):
         merged = adapted.merge_and_unload()(ids).logits
     assert (logits - plain).abs().max() > 0.1
     torch.testing.assert_close(merged, logits, rtol=1e-4, atol=1e-3)
+
+
+def test_prompt_tuning_generates_with_its_prompt(trained_checkpoint):
+    """PEFT puts the prompt before the first call with an empty cache, if it knows the cache for one."""
+    ids = torch.arange(5, 35)[None]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        tuned = get_peft_model(load(trained_checkpoint), config).eval()
+        greedy = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
+        expected = tuned.generate(input_ids=ids, **greedy, use_cache=False).tolist()
+        assert tuned.generate(input_ids=ids, **greedy).tolist() == expected
+
+
+def test_prefix_tuning_is_refused(trained_checkpoint):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="past_key_values: got a DynamicCache; allowed: a SALACache"):
+        get_peft_model(load(trained_checkpoint), config)(input_ids=torch.arange(5, 35)[None])
 
 
 def test_lora_reaches_every_linear_by_its_released_name(trained_checkpoint):
