@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -98,7 +98,7 @@ class SALAConfig(PreTrainedConfig):
     """
 
     model_type = "minicpm_sala"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]  # Trainer adds to the list
 
     vocab_size: int = 73448
     hidden_size: int = 4096
@@ -144,9 +144,10 @@ class SALAConfig(PreTrainedConfig):
         if self.sparse_config is None:
             self.sparse_config = dict(RELEASED_SPARSE_CONFIG)
         super().__post_init__(**kwargs)
-        self._validate()
+        self.check()
 
-    def _validate(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError for a field that cannot be served, also one that was set afterwards."""
         for name, allowed in FIXED_FIELDS.items():
             if getattr(self, name) != allowed:
                 refuse(name, getattr(self, name), repr(allowed))

@@ -1,4 +1,4 @@
-"""MiniCPM-SALA in plain PyTorch for the Auto classes of transformers: no compiled operator, any one device.
+"""MiniCPM-SALA in plain PyTorch for the Auto classes of transformers: no compiled operator, any device or several.
 
 transformers finds a model by its type, and has no entry points for packages that add one. So import this
 package once; then the usual lines work, without ``trust_remote_code``::

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import Cache
 
 
 @dataclass
@@ -17,31 +18,40 @@ class SequenceCache:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     states: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add new tokens [n, Hkv, D] to a sparse layer; returns all keys and values."""
-        if layer in self.keys:
-            keys = torch.cat((self.keys[layer], keys))
-            values = torch.cat((self.values[layer], values))
-        self.keys[layer], self.values[layer] = keys, values
-        return keys, values
-
-    def copy(self) -> "SequenceCache":
-        """A cache that grows by itself. The tensors are shared: none is ever changed in place."""
-        return SequenceCache(self.tokens, dict(self.keys), dict(self.values), dict(self.states))
+    def extended(self, tokens: int) -> "SequenceCache":
+        """A cache of so many tokens more that grows by itself. The tensors are shared: none is changed in place."""
+        return SequenceCache(self.tokens + tokens, dict(self.keys), dict(self.values), dict(self.states))
 
 
-class SALACache:
-    """Cache of a batch, with the part of the interface of transformers' caches that ``generate`` uses.
+class SALACache(Cache):
+    """Cache of a batch, with the part of the interface of transformers' caches that is not about single layers.
 
     ``sequences`` is empty until the first forward call. ``columns`` counts input columns, padding included.
-    A forward call extends the cache that it is given.
+    A forward call extends the cache that it is given, unless it raises an error.
     """
 
     is_compileable = False
+    is_croppable = False  # a recurrent state cannot go back
 
     def __init__(self) -> None:
+        super().__init__(layers=[])
         self.sequences: list[SequenceCache] = []
         self.columns = 0
+
+    def __repr__(self) -> str:
+        return f"SALACache({[sequence.tokens for sequence in self.sequences]} tokens)"
+
+    def __bool__(self) -> bool:
+        return True  # also while it is empty
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences, −1 before the first call."""
+        return len(self.sequences) or -1
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """−1: there is no limit."""
+        return -1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Input columns seen so far; ``generate`` cuts the columns of the next call after them."""
@@ -49,18 +59,30 @@ class SALACache:
 
     def of_batch(self, batch: int) -> list[SequenceCache]:
         """The ``batch`` sequences, empty ones at first. Raises ValueError if the cache holds another number."""
-        if not self.sequences:
-            self.sequences = [SequenceCache() for _ in range(batch)]
-        if len(self.sequences) != batch:
-            raise ValueError(f"the cache holds {len(self.sequences)} sequences, the input {batch}")
-        return self.sequences
+        sequences = self.sequences or [SequenceCache() for _ in range(batch)]
+        if len(sequences) != batch:
+            raise ValueError(f"past_key_values: the cache holds {len(sequences)} sequences, the input {batch}")
+        return sequences
 
-    def advance(self, rows: list[int], columns: int) -> None:
-        """Count the tokens of a finished forward call: real ones per sequence, and input columns."""
-        for sequence, count in zip(self.sequences, rows, strict=True):
-            sequence.tokens += count
+    def advance(self, sequences: list[SequenceCache], columns: int) -> None:
+        """Hold ``sequences`` after a finished forward call of so many input columns."""
+        self.sequences = sequences
         self.columns += columns
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep the sequences ``beam_idx`` [B], which may repeat."""
-        self.sequences = [self.sequences[i].copy() for i in beam_idx.tolist()]
+        self.sequences = [self.sequences[i].extended(0) for i in beam_idx.tolist()]
+
+    batch_select_indices = reorder_cache
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Keep every sequence ``repeats`` times: one prompt for several answers."""
+        self.sequences = [sequence.extended(0) for sequence in self.sequences for _ in range(repeats)]
+
+    def reset(self) -> None:
+        """Forget all sequences."""
+        self.sequences, self.columns = [], 0
+
+    def crop(self, *args) -> None:
+        """Raises ValueError: the tokens cannot be taken out of a recurrent state again."""
+        raise ValueError("a SALACache cannot be cropped; copy it (copy.deepcopy) before the tokens that may have to go")

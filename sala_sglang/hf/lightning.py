@@ -1,5 +1,6 @@
 """Lightning attention: linear attention with a constant decay per head."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -28,7 +29,8 @@ def lightning_attention(
         state = q.new_zeros(batch, heads, dim, dim, dtype=work)
     wide = [x.to(work).transpose(1, 2) for x in (q, k, v)]
     outputs = []
-    with torch.autocast(q.device.type, enabled=False):
+    device = q.device.type  # "meta" knows no autocast
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         for begin, end, size in _segments(tokens):
             q_part, k_part, v_part = (x[:, :, begin:end].unflatten(2, (-1, size)) for x in wide)
             output, state = _equal_chunks(q_part, k_part, v_part, state, log_decay.to(work))

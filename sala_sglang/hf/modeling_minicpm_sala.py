@@ -1,149 +1,38 @@
-"""MiniCPM-SALA: block-sparse and lightning attention layers, in the rounding order of the released model."""
+"""MiniCPM-SALA for transformers: the base model, and the causal language model that ``generate`` and Trainer use."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
-from sala_kernels.layout import SparseGeometry
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from sala_sglang.config import SPARSE, SALAConfig
+from sala_sglang.config import SALAConfig
+from sala_sglang.hf import arguments
 from sala_sglang.hf.cache import SALACache, SequenceCache
-from sala_sglang.hf.lightning import lightning_attention
-from sala_sglang.hf.sparse import block_attention
-
-
-@dataclass(frozen=True)
-class PackedStep:
-    """One forward call over the real tokens of all sequences, one after the other: N rows.
-
-    rows: tokens of each sequence in this call. sequences: what came before, extended by the layers.
-    cos, sin: [N, 1, D/2] float32.
-    """
-
-    rows: list[int]
-    sequences: list[SequenceCache]
-    cos: torch.Tensor
-    sin: torch.Tensor
-    sparse_geometry: SparseGeometry
-    log_decay: torch.Tensor
-
-    def groups(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> Iterator[tuple[list[SequenceCache], torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Runs of B sequences alike in rows n > 0 and tokens before: their caches, and [B, n, ...] of q, k and v."""
-        alike = groupby(zip(self.rows, self.sequences, strict=True), key=lambda pair: (pair[0], pair[1].tokens))
-        begin = 0
-        for (rows, _), pairs in alike:
-            sequences = [sequence for _, sequence in pairs]
-            end = begin + rows * len(sequences)
-            if rows:
-                q_run, k_run, v_run = (x[begin:end].unflatten(0, (-1, rows)) for x in (q, k, v))
-                yield sequences, q_run, k_run, v_run
-            begin = end
-
-
-class MiniCPMSALARMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
-
-
-class MiniCPMSALASparseAttention(nn.Module):
-    """Block-sparse attention without positions (NoPE), with an output gate."""
-
-    def __init__(self, config: SALAConfig, layer: int):
-        super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.o_gate = nn.Linear(config.hidden_size, width, bias=False)
-
-    def forward(self, x: torch.Tensor, step: PackedStep) -> torch.Tensor:
-        heads = [p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)]
-        outputs = []
-        for sequences, q, k, v in step.groups(*heads):
-            pairs = [sequence.append(self.layer, *kv) for sequence, *kv in zip(sequences, k, v, strict=True)]
-            keys, values = (torch.stack(x) for x in zip(*pairs, strict=True))
-            outputs.append(block_attention(q, keys, values, step.sparse_geometry).flatten(0, 1))
-        return self.o_proj(torch.cat(outputs).flatten(1) * self.o_gate(x).sigmoid())
-
-
-class MiniCPMSALALightningAttention(nn.Module):
-    """Linear attention with constant decay, rotary positions, a norm over the full width and an output gate."""
-
-    def __init__(self, config: SALAConfig, layer: int):
-        super().__init__()
-        geometry = config.lightning_geometry
-        self.layer, self.head_dim, self.scale = layer, geometry.head_dim, geometry.scale
-        width = geometry.num_heads * geometry.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.z_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.q_norm = MiniCPMSALARMSNorm(geometry.head_dim, config.rms_norm_eps)
-        self.k_norm = MiniCPMSALARMSNorm(geometry.head_dim, config.rms_norm_eps)
-        self.o_norm = MiniCPMSALARMSNorm(width, config.rms_norm_eps)
-
-    def forward(self, x: torch.Tensor, step: PackedStep) -> torch.Tensor:
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(self.q_norm(q), step.cos, step.sin), rotate(self.k_norm(k), step.cos, step.sin)
-        outputs = []
-        for sequences, queries, keys, values in step.groups(q, k, v):
-            begun = self.layer in sequences[0].states
-            before = torch.stack([sequence.states[self.layer] for sequence in sequences]) if begun else None
-            output, after = lightning_attention(queries, keys, values, before, step.log_decay, self.scale)
-            for sequence, state in zip(sequences, after, strict=True):
-                sequence.states[self.layer] = state
-            outputs.append(output.flatten(0, 1))
-        return self.o_proj(self.o_norm(torch.cat(outputs).flatten(1)) * self.z_proj(x).sigmoid())
-
-
-class MiniCPMSALAMLP(nn.Module):
-    def __init__(self, config: SALAConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class MiniCPMSALADecoderLayer(nn.Module):
-    def __init__(self, config: SALAConfig, layer: int):
-        super().__init__()
-        sparse = config.layer_kinds[layer] == SPARSE
-        self.self_attn = (MiniCPMSALASparseAttention if sparse else MiniCPMSALALightningAttention)(config, layer)
-        self.mlp = MiniCPMSALAMLP(config)
-        self.input_layernorm = MiniCPMSALARMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = MiniCPMSALARMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.residual_scale = config.residual_scale
-
-    def forward(self, hidden: torch.Tensor, step: PackedStep) -> torch.Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), step) * self.residual_scale
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)) * self.residual_scale
+from sala_sglang.hf.layers import MiniCPMSALADecoderLayer, MiniCPMSALARMSNorm, PackedStep
 
 
 class MiniCPMSALAPreTrainedModel(PreTrainedModel):
     config_class = SALAConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
     _no_split_modules = ("MiniCPMSALADecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _is_stateful = True  # no way back to fewer tokens, as assisted generation needs it
+
+    def __init__(self, config: SALAConfig, *args, **kwargs):
+        config.check()  # from_pretrained() sets the fields that it is given on a finished configuration
+        super().__init__(config, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+        if attn_implementation not in (None, "eager"):
+            arguments.refuse("attn_implementation", repr(attn_implementation), "None or 'eager', which are the same")
+        return "eager"
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        self._check_and_adjust_attn_implementation(attn_implementation)
 
 
 class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
@@ -159,48 +48,79 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         past_key_values: SALACache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: torch.LongTensor | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, hidden] after the last norm.
 
-        input_ids: [B, T], or inputs_embeds [B, T, hidden]. attention_mask: [B, at least T]; its last T columns
-        mark real tokens with 1. Padding is left out of everything and its hidden states are 0. Positions
-        count the real tokens of the sequence. Raises ValueError on inputs that do not fit together.
+        input_ids: [B, T], or inputs_embeds [B, T, hidden]. attention_mask: [B, T], or with the columns of the cache
+        before them; 1 marks real tokens. Padding is left out of everything and its hidden states are 0. Positions count
+        the real tokens of a sequence; position_ids must say so too, or start again at 0 where another sample begins,
+        which then sees nothing of the one before. output_hidden_states: also the inputs of all layers and the last
+        hidden state. Raises ValueError on inputs that do not fit together and on values that cannot be followed,
+        TypeError on unknown arguments.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        arguments.check_inputs(input_ids, inputs_embeds, self.config.hidden_size)
+        arguments.check_cache(past_key_values)
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        keep = real_tokens(attention_mask, *embeds.shape[:2])
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        cache = SALACache() if use_cache and past_key_values is None else past_key_values
+        keep = arguments.real_tokens(attention_mask, *embeds.shape[:2], past_key_values)
+        keep = None if keep is None else keep.to(embeds.device)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if not isinstance(output_hidden_states, bool):
+            arguments.refuse("output_hidden_states", output_hidden_states, "True, False or None")
+        arguments.check_cache_position(cache_position, past_key_values, embeds.shape[1])
+        step, cache = self._step(embeds, keep, position_ids, past_key_values, use_cache, kwargs)
 
-        hidden = (embeds.flatten(0, 1) if keep is None else embeds[keep]) * self.config.scale_emb
-        step = self._step(embeds, keep, cache)
+        hidden = pack(embeds, keep) * self.config.scale_emb
+        states = []
         for layer in self.layers:
+            if output_hidden_states:
+                states.append(spread(hidden, keep, embeds.shape))
+                hidden = pack(states[-1], keep)  # so that gradients come by what the caller sees
             hidden = layer(hidden, step)
-        hidden = self.norm(hidden)
-
+        last = spread(self.norm(hidden), keep, embeds.shape)
         if cache is not None:
-            cache.advance(step.rows, embeds.shape[1])
-        if keep is not None:
-            hidden = torch.zeros_like(embeds).masked_scatter(keep[..., None], hidden)
-        return BaseModelOutputWithPast(last_hidden_state=hidden.view_as(embeds), past_key_values=cache)
+            cache.advance(step.after, embeds.shape[1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=last,
+            past_key_values=cache,
+            hidden_states=(*states, last) if output_hidden_states else None,
+        )
 
-    def _step(self, embeds: torch.Tensor, keep: torch.Tensor | None, cache: SALACache | None) -> PackedStep:
+    def _step(self, embeds, keep, position_ids, past_key_values, use_cache, others):
+        """The step, and the cache that it extends if there is one; raises what ``forward`` says."""
         batch, columns = embeds.shape[:2]
         rows = [columns] * batch if keep is None else keep.sum(1).tolist()
-        sequences = (SALACache() if cache is None else cache).of_batch(batch)
-        starts = [sequence.tokens for sequence in sequences]
-        positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, rows, strict=True)])
-        cos, sin = rotary_tables(positions.to(embeds.device), self.config)
-        log_decay = self.config.lightning_geometry.log_decay().to(embeds.device)
-        return PackedStep(rows, sequences, cos, sin, self.config.sparse_geometry, log_decay)
+        before = (SALACache() if past_key_values is None else past_key_values).of_batch(batch)
+        starts = [sequence.tokens for sequence in before]
+        lengths = arguments.sample_lengths(position_ids, keep, starts, rows)
+        arguments.check_others(arguments.check_packing(lengths, others), self.config)
+        packed = lengths != rows
+        if packed:
+            if use_cache or past_key_values is not None:
+                arguments.refuse("position_ids", f"{len(lengths)} packed samples", "one sample per row with a cache")
+            before = [SequenceCache() for _ in lengths]
+            starts = [0] * len(lengths)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not packed
+        cache = SALACache() if use_cache and past_key_values is None else past_key_values
+        if cache is not None and self.training and torch.is_grad_enabled() and self.is_gradient_checkpointing:
+            # A reentrant checkpoint runs without gradients first: what it leaves in a cache has lost its own.
+            arguments.refuse("use_cache", True, "None or False, without past_key_values, under gradient checkpointing")
+        after = None if cache is None else [s.extended(n) for s, n in zip(before, rows, strict=True)]
+        positions = arguments.count_positions(starts, lengths)
+        return PackedStep(self.config, lengths, before, after, positions, self.config.sparse_geometry), cache
 
 
 class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
+    accepts_loss_kwargs = True  # Trainer then leaves the division by the labels of all accumulated batches to us
+
     def __init__(self, config: SALAConfig):
         super().__init__(config)
         self.model = MiniCPMSALAModel(config)
@@ -212,62 +132,82 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         past_key_values: SALACache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        ignore_index: int = -100,
+        **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, vocab] float32 (float64 of a float64 model), and with ``labels`` [B, T] the mean loss.
 
-        Labels are the inputs, −100 where no loss is wanted; the shift by one happens here. logits_to_keep:
-        only the last so many positions, or those given. The other arguments are those of the base model.
+        Labels are the inputs, ``ignore_index`` where no loss is wanted; the shift by one happens here, and what follows
+        padding or belongs to the next packed sample is not predicted. shift_labels [B, T] are already shifted, and are
+        preferred. num_items_in_batch divides the sum, instead of the number of labels. logits_to_keep: only the last so
+        many positions, or those given. The other arguments, and the errors, are those of the base model.
         """
-        outputs = self.model(input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        # No parameter of its own: Trainer takes a batch for one without labels if it lacks any label that is one.
+        shift_labels = kwargs.pop("shift_labels", None)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        arguments.check_loss(labels, shift_labels, given, logits_to_keep)
+        outputs = self.model(*inputs, **kwargs, return_dict=True)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = outputs.last_hidden_state[:, kept]
         logits = self.lm_head(hidden / self.config.logit_divisor)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = None
-        if labels is not None:
-            vocab_size = self.config.vocab_size
-            loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        if labels is not None and shift_labels is None:
+            shift_labels = arguments.next_labels(labels, attention_mask, position_ids, ignore_index)
+        if shift_labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                ignore_index=ignore_index,
+                shift_labels=shift_labels,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )
+
+    def _prepare_position_ids_for_generation(self, *args, **kwargs):
+        return None  # the model counts real tokens itself, from what the cache holds
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
+        arguments.check_generation(generation_config, model_kwargs)
         # generate() would make a DynamicCache, which holds no recurrent state.
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = SALACache()
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
+        """As in transformers. Raises ValueError if the cache leaves no column of the inputs to compute."""
+        if next_sequence_length is not None and next_sequence_length < 1:
+            allowed = "the whole sequence with more than the cached columns, or new tokens with the mask of all"
+            arguments.refuse("input_ids", f"{next_sequence_length} columns after those of past_key_values", allowed)
+        kwargs.pop("tokenizer", None)  # of stop_strings; generate() hands it on to the model
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises ValueError: its pages hold keys and values, no recurrent states. SGLang serves many requests."""
+        raise ValueError("continuous batching (generate_batch, cache_implementation='paged') is not supported")
 
 
-def real_tokens(attention_mask: torch.Tensor | None, batch: int, columns: int) -> torch.Tensor | None:
-    """Which of the [B, T] inputs are real tokens, bool; None if all are. Raises ValueError on another shape."""
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim != 2 or len(attention_mask) != batch or attention_mask.shape[1] < columns:
-        shape = list(attention_mask.shape)
-        raise ValueError(f"attention_mask: expected shape [{batch}, at least {columns}], got {shape}")
-    keep = attention_mask[:, -columns:].bool()
-    return None if keep.all() else keep
+def pack(states: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """The real tokens [N, hidden] of [B, T, hidden]."""
+    return states.flatten(0, 1) if keep is None else states[keep.to(states.device)]
 
 
-def rotary_tables(positions: torch.Tensor, config: SALAConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin [N, 1, D/2] of the lightning layers, float32 in every model dtype.
-
-    Made from the configuration at each call: a table kept as a buffer is lost when a model is loaded by way of
-    the meta device, and is rounded when it is cast.
-    """
-    dim = config.lightning_head_dim
-    exponents = torch.arange(0, dim, 2, device=positions.device).float() / dim
-    angles = positions.float()[:, None, None] * (1.0 / config.rope_theta**exponents)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of [N, H, D]; dimension i pairs with i + D/2. Rounded once, to the dtype of x."""
-    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+def spread(hidden: torch.Tensor, keep: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+    """Hidden states [N, hidden] of the real tokens in their places [B, T, hidden], 0 elsewhere."""
+    if keep is None:
+        return hidden.view(shape)
+    return hidden.new_zeros(shape).masked_scatter(keep.to(hidden.device)[..., None], hidden)

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.hf import MiniCPMSALAForCausalLM, SALACache
-from sala_sglang.hf.modeling_minicpm_sala import rotary_tables
+from sala_sglang.hf.layers import rotary_tables
 from tests.hf import by_hand
 
 NEVER_SPARSE = 10**9
