@@ -1,10 +1,11 @@
 """The serving benchmarks without a GPU: what they compute and print, and their arguments."""
 
 import argparse
+import itertools
 
 import pytest
 
-from benchmarks.common import device_memory, results_file
+from benchmarks.common import device_memory, results_file, streams
 from benchmarks.common.streams import decode_seconds
 from benchmarks.serving import speed, step_profile
 from benchmarks.serving.tensor_parallel import COLUMNS, compare, compared_answers, parse_arguments, table
@@ -110,13 +111,15 @@ class CountingEngine:
                 yield {"index": index, "meta_info": {"completion_tokens": tokens}}
 
 
-def test_very_long_prompts_are_asked_once():
+def test_very_long_prompts_are_asked_once(monkeypatch):
+    monkeypatch.setattr(streams.time, "perf_counter", map(float, itertools.count()).__next__)
     engine, arguments = CountingEngine(), serving_arguments("--device cpu --batch 2 --batch-length 7 --new-tokens 3")
     arguments.lengths = [10, speed.ONCE_FROM]
     timed = list(speed.timed(engine, {"vocab_size": 100}, arguments))
     assert engine.lengths == [10] * 4 + [speed.ONCE_FROM] + [7] * 8
     assert [row["repetitions"] for row in timed] == [3, "1, no warm-up", 3]
-    assert all(row["decode_ms_per_token"] > 0 for row in timed)
+    # The clock goes on by a second whenever it is read, which is once for every token of every request.
+    assert [row["decode_ms_per_token"] for row in timed] == [1000, 1000, 2000]
     assert all(row.keys() <= set(speed.COLUMNS) for row in timed)
 
 
@@ -149,6 +152,6 @@ def test_rows_are_appended_and_shown_as_a_table(tmp_path, capsys):
     path = tmp_path / "new" / "x.csv"
     assert results_file.read(path) == []
     for engine in ("one", "two"):
-        results_file.append(path, {"date": "today", "engine": engine, "gpu": "none"}, columns)
+        results_file.record(path, {"date": "today", "engine": engine, "gpu": "none"}, columns)
     assert results_file.table(results_file.read(path)[1:], ("engine", "ttft_s")).splitlines()[2:] == ["| two |  |"]
     assert capsys.readouterr().out == "engine=one\nengine=two\n"

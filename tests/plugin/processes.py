@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+from testing.server import START_SECONDS
+
 RESOLVE = """
 import json, os, sys
 from sglang.srt.plugins import load_plugins
@@ -35,7 +37,7 @@ def run_python(code: str, *args: str, **environment: str) -> subprocess.Complete
         [sys.executable, "-c", code, *args],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=START_SECONDS,
         env={**os.environ, **environment},
         check=False,
     )

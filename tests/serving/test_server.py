@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from testing.server import ANSWER_SECONDS, POLL_SECONDS
+
 ROOT = Path(__file__).parents[2]
 # A server that never gets ready: what is told to end waits for it.
-SERVER = "import time; time.sleep(600)"
+SERVER = "import time; time.sleep(86_400)"
 WAITS = f"""
 from pathlib import Path
 from testing.server import Server
@@ -28,9 +30,9 @@ def test_a_server_ends_with_the_process_that_is_told_to_end():
     process = psutil.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (servers := servers_of(process)):
         assert process.poll() is None
-        time.sleep(0.1)
+        time.sleep(POLL_SECONDS)
     process.terminate()
-    _, alive = psutil.wait_procs([process, *servers], timeout=60)
+    _, alive = psutil.wait_procs([process, *servers], timeout=ANSWER_SECONDS)
     for survivor in alive:
         survivor.kill()
     assert len(servers) == 1 and not alive
