@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -19,7 +18,8 @@ from pathlib import Path
 import openai
 import torch
 
-ROOT = Path(__file__).parents[1]
+from testing import fork_server
+
 # Deadlines for what a correct server always does, on a machine however busy: only a failure ever waits for their ends.
 # Whatever ends before is noticed at once.
 START_SECONDS = 1800
@@ -46,11 +46,14 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     return environment | extra
 
 
-def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
-    """Variables that a server with ``--tp-size`` among its arguments needs on a small machine without a GPU."""
-    if "--tp-size" not in arguments:
+def count_ranks(arguments: tuple[str, ...]) -> int:
+    return int(arguments[arguments.index("--tp-size") + 1]) if "--tp-size" in arguments else 1
+
+
+def ranks_environment(ranks: int) -> dict[str, str]:
+    """Variables that a server with several ranks needs on a small machine without a GPU."""
+    if ranks == 1:
         return {}
-    ranks = int(arguments[arguments.index("--tp-size") + 1])
     # SGLang binds each rank to cores and wants to be told which when there are more ranks than NUMA nodes.
     # Its embedding is compiled with a C++ compiler under tensor parallelism, which a test machine need not have.
     cores = "|".join(str(rank % os.cpu_count()) for rank in range(ranks))
@@ -84,6 +87,7 @@ class Server:
 
     model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
     environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
+    anew: every process imports everything itself, as on a user's machine, also where there is a fork server.
     Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
     """
 
@@ -93,25 +97,26 @@ class Server:
         *arguments: str,
         environment: dict[str, str] | None = None,
         program: tuple[str, ...] = ("-m", "sglang.launch_server"),
+        anew: bool = False,
     ):
         self._ports = Port(), Port()
         self.port, ranks_meet_at = (port.number for port in self._ports)
         device = () if torch.cuda.is_available() else ("--device", "cpu")
-        self.command = [sys.executable, *program, "--model-path", str(model), *device]
+        self.command = [*program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
-        self.environment = server_environment(ranks_environment(arguments) | (environment or {}))
+        ranks = count_ranks(arguments)
+        self._spares = ranks + 1  # schedulers and the detokenizer
+        self._anew = anew
+        self.environment = server_environment(ranks_environment(ranks) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Server":
         self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
-        self.process = subprocess.Popen(
-            self.command,
-            env=self.environment,
-            cwd=ROOT,  # where a program of this repository is found
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group of its own, to end SGLang's children with it
-        )
+        log = self._log.fileno()
+        if self._anew:
+            self.process = fork_server.start_anew(self.command, self.environment, log, log)
+        else:
+            self.process = fork_server.start(self.command, self.environment, log, log, self._spares)
         try:
             self._wait_until_ready()
         except BaseException:

@@ -25,6 +25,8 @@ SERVERS = {
     "chunks of 256, mixed, two ranks": "--chunked-prefill-size 256 --enable-mixed-chunk --tp-size 2",
     "unchunked, no overlap": "--chunked-prefill-size -1 --disable-overlap-schedule --dense-as-sparse",
 }
+# Documented lines start as on a user's machine, where every process imports everything itself.
+ANEW = ("chunks of 96, published line", "chunks of 256, mixed, two ranks")
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=str)
@@ -33,8 +35,8 @@ def arguments(request) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(arguments, start_server):
-    with start_server(*arguments) as running:
+def server(request, arguments, start_server):
+    with start_server(*arguments, anew=request.node.callspec.params["arguments"] in ANEW) as running:
         yield running
 
 
