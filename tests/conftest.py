@@ -2,6 +2,7 @@
 checkpoints."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_configuration():
+    """This project in the registries of transformers: importing SGLang takes the model's type for its own classes."""
+    if "sglang" in sys.modules:
+        from sala_sglang import hf
+
+        hf.register()
 
 
 @pytest.fixture(scope="session")

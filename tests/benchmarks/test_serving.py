@@ -2,6 +2,9 @@
 
 import argparse
 import itertools
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +12,7 @@ from benchmarks.common import device_memory, results_file, streams
 from benchmarks.common.streams import decode_seconds
 from benchmarks.serving import speed, step_profile
 from benchmarks.serving.tensor_parallel import COLUMNS, compare, compared_answers, parse_arguments, table
+from testing.server import ANSWER_SECONDS
 
 RESULTS = {
     tp: {
@@ -131,6 +135,27 @@ def test_profiled_prompts_are_whole_chunks_up_to_a_limit():
     assert step_profile.longest(arguments, chunk=8192) == 131_073
     arguments.lengths = [100]
     assert step_profile.longest(arguments, chunk=64) == 5000 + 2 * 32 + 64
+
+
+def test_peak_memory_is_the_highest_sample(monkeypatch):
+    left = [2 << 20, 7 << 20, 3 << 20]
+    taken = threading.Event()
+
+    def used(gpu) -> SimpleNamespace:
+        memory = left.pop(0)
+        if not left:
+            taken.set()
+            left.append(memory)
+        return SimpleNamespace(used=memory)
+
+    nvml = SimpleNamespace(nvmlDeviceGetMemoryInfo=used)
+    monkeypatch.setattr(results_file, "first_gpu", lambda: nullcontext((nvml, None)))
+    with results_file.peak_memory("cuda") as memory:
+        assert taken.wait(ANSWER_SECONDS)
+    assert memory["peak_mib"] == 7
+    with results_file.peak_memory("cpu") as memory:
+        pass
+    assert memory["peak_mib"] == ""
 
 
 class MemoryEngine:

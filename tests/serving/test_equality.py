@@ -30,13 +30,18 @@ ANEW = ("chunks of 96, published line", "chunks of 256, mixed, two ranks")
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=str)
-def arguments(request) -> list[str]:
-    return [*SERVERS[request.param].split(), "--dtype", "float32"]
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def server(request, arguments, start_server):
-    with start_server(*arguments, anew=request.node.callspec.params["arguments"] in ANEW) as running:
+def arguments(name) -> list[str]:
+    return [*SERVERS[name].split(), "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def server(name, arguments, start_server):
+    with start_server(*arguments, anew=name in ANEW) as running:
         yield running
 
 
