@@ -1,5 +1,6 @@
 """A running SGLang server: start, requests, log, counters, end."""
 
+import http.client
 import json
 import os
 import random
@@ -7,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -19,13 +19,18 @@ from typing import Any
 import openai
 import torch
 
-ROOT = Path(__file__).parents[1]
-START_SECONDS = 600  # a server that ends is noticed at once; imports alone take minutes on a busy machine
-STOP_SECONDS = 20
-PORTS = 20_000, 32_768
+from testing import fork_server
+
+# Deadlines for what a correct server always does, on a machine however busy: only a failure ever waits for their ends.
+# Whatever ends before is noticed at once.
+START_SECONDS = 1800
+ANSWER_SECONDS = 900
 # At rest SGLang publishes its gauges at least every 30 seconds. With a decode report at every step it also does so
 # as soon as the last request has ended.
-GAUGE_SECONDS = 40
+GAUGE_SECONDS = 300
+STOP_SECONDS = 20  # to end by itself; it is killed afterwards
+POLL_SECONDS = 0.2
+PORTS = 20_000, 32_768
 SERVER_ARGUMENTS = ("--enable-metrics", "--decode-log-interval", "1", "--log-level-http", "warning", "--sleep-on-idle")
 
 # What ends this process, `timeout` for example, interrupts it as Ctrl-C does, so that its servers end with it.
@@ -38,30 +43,44 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     The tiny model is too small for more, and threads that wait for each other on a busy machine take minutes.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "SGLANG_HEALTH_CHECK_TIMEOUT": str(ANSWER_SECONDS)}
+    return environment | extra
 
 
-def ranks_environment(arguments: tuple[str, ...]) -> dict[str, str]:
-    """Variables that a server with ``--tp-size`` among its arguments needs on a small machine without a GPU."""
-    if "--tp-size" not in arguments:
+def count_ranks(arguments: tuple[str, ...]) -> int:
+    return int(arguments[arguments.index("--tp-size") + 1]) if "--tp-size" in arguments else 1
+
+
+def ranks_environment(ranks: int) -> dict[str, str]:
+    """Variables that a server with several ranks needs on a small machine without a GPU."""
+    if ranks == 1:
         return {}
-    ranks = int(arguments[arguments.index("--tp-size") + 1])
     # SGLang binds each rank to cores and wants to be told which when there are more ranks than NUMA nodes.
     # Its embedding is compiled with a C++ compiler under tensor parallelism, which a test machine need not have.
     cores = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
     return {"SGLANG_CPU_OMP_THREADS_BIND": cores, "TORCH_COMPILE_DISABLE": "1"}
 
 
-def free_port() -> int:
-    """A port that nothing listens on, outside the range from which systems give ports to outgoing connections.
+class Port:
+    """A port that nothing listens on, and that no other process which asks this class gets before this one's end.
 
-    One of those could be taken by anybody in the minute or more until the server binds it.
+    It lies outside the range from which systems give ports to outgoing connections: one of those could be taken by
+    anybody until a server binds it, which may be minutes later.
     """
-    while True:
-        port = random.randrange(*PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+
+    def __init__(self):
+        while True:
+            self.number = random.randrange(*PORTS)
+            self._claim = socket.socket(socket.AF_UNIX)
+            with suppress(OSError), socket.socket() as probe:
+                # A name without a file, which is free again when the process ends that bound it.
+                self._claim.bind(f"\0sala-sglang-port-{self.number}")
+                probe.bind(("127.0.0.1", self.number))
+                return
+            self._claim.close()
+
+    def release(self) -> None:
+        self._claim.close()
 
 
 class Server:
@@ -69,6 +88,7 @@ class Server:
 
     model: directory of the checkpoint. arguments: further arguments of the server, after this class's own.
     environment: variables to add to this process's environment. program: what Python runs in place of SGLang.
+    anew: every process imports everything itself, as on a user's machine, also where there is a fork server.
     Raises RuntimeError with the end of the log when the server ends or is not ready after START_SECONDS.
     """
 
@@ -78,24 +98,26 @@ class Server:
         *arguments: str,
         environment: dict[str, str] | None = None,
         program: tuple[str, ...] = ("-m", "sglang.launch_server"),
+        anew: bool = False,
     ):
-        self.port = free_port()
+        self._ports = Port(), Port()
+        self.port, ranks_meet_at = (port.number for port in self._ports)
         device = () if torch.cuda.is_available() else ("--device", "cpu")
-        self.command = [sys.executable, *program, "--model-path", str(model), *device]
-        self.command += ["--port", str(self.port), *SERVER_ARGUMENTS, *arguments]
-        self.environment = server_environment(ranks_environment(arguments) | (environment or {}))
+        self.command = [*program, "--model-path", str(model), *device]
+        self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
+        ranks = count_ranks(arguments)
+        self._spares = ranks + 1  # schedulers and the detokenizer
+        self._anew = anew
+        self.environment = server_environment(ranks_environment(ranks) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Server":
         self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
-        self.process = subprocess.Popen(
-            self.command,
-            env=self.environment,
-            cwd=ROOT,  # where a program of this repository is found
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group of its own, to end SGLang's children with it
-        )
+        log = self._log.fileno()
+        if self._anew:
+            self.process = fork_server.start_anew(self.command, self.environment, log, log)
+        else:
+            self.process = fork_server.start(self.command, self.environment, log, log, self._spares)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -113,21 +135,21 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0)
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=ANSWER_SECONDS)
 
     def is_running(self) -> bool:
         return self.process.poll() is None
 
     def get(self, path: str) -> str:
         """Body of the answer to GET ``path``. Raises urllib.error.URLError where there is none."""
-        with urllib.request.urlopen(f"{self.base_url}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.base_url}{path}", timeout=ANSWER_SECONDS) as answer:
             return answer.read().decode()
 
     def post(self, path: str, body: dict) -> Any:
         """JSON answer to POST ``path``, such as SGLang's own ``/generate``."""
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.base_url}{path}", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
             return json.load(answer)
 
     def get_server_info(self) -> dict:
@@ -136,7 +158,7 @@ class Server:
 
     def flush_cache(self) -> None:
         """Drop the prefix cache, and with it every page and snapshot that no request holds."""
-        self.get("/flush_cache?timeout=30")
+        self.get(f"/flush_cache?timeout={ANSWER_SECONDS}")
 
     def idle_counters(self) -> dict[str, float]:
         """SGLang's counters at rest; zero each, unless something is still queued, running or leaked.
@@ -150,7 +172,7 @@ class Server:
             counters = self._counters()
             if not any(counters.values()) or time.monotonic() > deadline:
                 return counters
-            time.sleep(0.5)
+            time.sleep(POLL_SECONDS)
 
     def _counters(self) -> dict[str, float]:
         (load,) = json.loads(self.get("/v1/loads?include=core,queues"))["loads"]
@@ -174,8 +196,8 @@ class Server:
             try:
                 self.get("/health")
                 return
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
+            except (OSError, http.client.HTTPException):
+                time.sleep(POLL_SECONDS)
         raise RuntimeError(f"the server was not ready after {START_SECONDS} s:\n{self._log_tail()}")
 
     def _log_tail(self) -> str:
@@ -190,3 +212,5 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._log.close()
+        for port in self._ports:
+            port.release()

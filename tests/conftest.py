@@ -1,6 +1,8 @@
-"""What all tests share: one thread per process, kernels in Triton's interpreter without a GPU, and checkpoints."""
+"""What all tests share: one thread per process, kernels in Triton's interpreter without a GPU, a fork server and
+checkpoints."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from testing.fork_server import ForkServer
+from testing.server import server_environment
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+
+
+def pytest_configure(config):
+    """One fork server for all processes of pytest-xdist; CUDA does not live on in forks."""
+    if not hasattr(config, "workerinput") and not torch.cuda.is_available():
+        # Tensor parallelism compiles SGLang's embedding with a C++ compiler, which a test machine need not have; torch
+        # reads the variable while it is imported.
+        server = ForkServer(server_environment({"TORCH_COMPILE_DISABLE": "1"}))
+        server.__enter__()
+        config.add_cleanup(lambda: server.__exit__())
 
 
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_configuration():
+    """This project in the registries of transformers: importing SGLang takes the model's type for its own classes."""
+    if "sglang" in sys.modules:
+        from sala_sglang import hf
+
+        hf.register()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from benchmarks.operators.registers import measures_of_shared_blocks
 from benchmarks.operators.run import Run, all_cases, choose
 from benchmarks.serving.capacity import memory_bytes
 from sala_sglang.config import SALAConfig
+from testing.server import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -265,7 +266,7 @@ def test_dry_run(tmp_path):
     """The command of the documentation, with every case."""
     output = tmp_path / "results" / "kernels.csv"
     command = [sys.executable, "-m", "benchmarks.operators.run", "--dry-run", "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stderr
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -291,13 +292,13 @@ def test_a_tensor_parallel_rank(tmp_path):
         str(output),
         "--tensor-parallel",
     ]
-    done = subprocess.run([*command, "4"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "4"], cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stderr
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows[2:]] == [case.name for case in sparse.cases(TINY)]
     assert {row["tensor_parallel"] for row in rows} == {"4"}
-    done = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "3"], cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS)
     assert "3 ranks; allowed: divisors of 4 query heads and 2 KV heads, or multiples" in done.stderr
 
 
@@ -335,7 +336,7 @@ def test_compiled_kernels(tmp_path):
         str(output),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stderr
     with output.open(newline="") as file:
         (row,) = csv.DictReader(file)

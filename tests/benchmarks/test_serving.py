@@ -1,13 +1,18 @@
 """The serving benchmarks without a GPU: what they compute and print, and their arguments."""
 
 import argparse
+import itertools
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.common import device_memory, results_file
+from benchmarks.common import device_memory, results_file, streams
 from benchmarks.common.streams import decode_seconds
 from benchmarks.serving import speed, step_profile
 from benchmarks.serving.tensor_parallel import COLUMNS, compare, compared_answers, parse_arguments, table
+from testing.server import ANSWER_SECONDS
 
 RESULTS = {
     tp: {
@@ -110,13 +115,15 @@ class CountingEngine:
                 yield {"index": index, "meta_info": {"completion_tokens": tokens}}
 
 
-def test_very_long_prompts_are_asked_once():
+def test_very_long_prompts_are_asked_once(monkeypatch):
+    monkeypatch.setattr(streams.time, "perf_counter", map(float, itertools.count()).__next__)
     engine, arguments = CountingEngine(), serving_arguments("--device cpu --batch 2 --batch-length 7 --new-tokens 3")
     arguments.lengths = [10, speed.ONCE_FROM]
     timed = list(speed.timed(engine, {"vocab_size": 100}, arguments))
     assert engine.lengths == [10] * 4 + [speed.ONCE_FROM] + [7] * 8
     assert [row["repetitions"] for row in timed] == [3, "1, no warm-up", 3]
-    assert all(row["decode_ms_per_token"] > 0 for row in timed)
+    # The clock goes on by a second whenever it is read, which is once for every token of every request.
+    assert [row["decode_ms_per_token"] for row in timed] == [1000, 1000, 2000]
     assert all(row.keys() <= set(speed.COLUMNS) for row in timed)
 
 
@@ -128,6 +135,27 @@ def test_profiled_prompts_are_whole_chunks_up_to_a_limit():
     assert step_profile.longest(arguments, chunk=8192) == 131_073
     arguments.lengths = [100]
     assert step_profile.longest(arguments, chunk=64) == 5000 + 2 * 32 + 64
+
+
+def test_peak_memory_is_the_highest_sample(monkeypatch):
+    left = [2 << 20, 7 << 20, 3 << 20]
+    taken = threading.Event()
+
+    def used(gpu) -> SimpleNamespace:
+        memory = left.pop(0)
+        if not left:
+            taken.set()
+            left.append(memory)
+        return SimpleNamespace(used=memory)
+
+    nvml = SimpleNamespace(nvmlDeviceGetMemoryInfo=used)
+    monkeypatch.setattr(results_file, "first_gpu", lambda: nullcontext((nvml, None)))
+    with results_file.peak_memory("cuda") as memory:
+        assert taken.wait(ANSWER_SECONDS)
+    assert memory["peak_mib"] == 7
+    with results_file.peak_memory("cpu") as memory:
+        pass
+    assert memory["peak_mib"] == ""
 
 
 class MemoryEngine:
@@ -149,6 +177,6 @@ def test_rows_are_appended_and_shown_as_a_table(tmp_path, capsys):
     path = tmp_path / "new" / "x.csv"
     assert results_file.read(path) == []
     for engine in ("one", "two"):
-        results_file.append(path, {"date": "today", "engine": engine, "gpu": "none"}, columns)
+        results_file.record(path, {"date": "today", "engine": engine, "gpu": "none"}, columns)
     assert results_file.table(results_file.read(path)[1:], ("engine", "ttft_s")).splitlines()[2:] == ["| two |  |"]
     assert capsys.readouterr().out == "engine=one\nengine=two\n"

@@ -82,6 +82,12 @@ def test_seed_decides_the_weights(tiny_checkpoint, tmp_path):
         assert all(torch.equal(first[name], second[name]) is same for name in first)
 
 
+def test_tensors_differ_from_each_other(tiny_checkpoint):
+    weights = list(read_weights(tiny_checkpoint).values())
+    pairs = [(one, other) for i, one in enumerate(weights) for other in weights[:i] if one.shape == other.shape]
+    assert len(pairs) > 100 and not any(torch.equal(*pair) for pair in pairs)
+
+
 def test_weights_are_written_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(make, "PIECE_ELEMENTS", 1000)
     shapes, config = {"a.weight": (70, 50), "b.weight": (999,), "c.weight": (1001,)}, PRESETS["tiny"].make_config()

@@ -19,10 +19,12 @@ from typing import Any
 
 import torch
 
+from testing.server import Port
+
 # A sparse prompt and a dense one, each in two chunks that end inside a page, and tokens after them.
 PROMPT_TOKENS, FIRST_CHUNK = (700, 130), (450, 70)
 DECODE_STEPS = 3
-STALL_SECONDS = 600  # until the first rank of a group ends, and from one end to the next
+STALL_SECONDS = 1800  # until the first rank of a group ends, and from one end to the next
 # What is kept of an operator's call: its result, and arguments by their position.
 RECORDED: dict[str, dict[str, dict[int, str]]] = {
     "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
@@ -50,10 +52,14 @@ def main() -> None:
         # SGLang wants to be told which cores a rank runs on when there are more ranks than NUMA nodes.
         os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
         arguments = f"--model-path {checkpoint} --device cpu --dtype float32 --tp-size {ranks} --disable-radix-cache"
-        arguments += " --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
+        port = Port()
+        arguments += (
+            f" --nccl-port {port.number} --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
+        )
         server_args = prepare_server_args(arguments.split())
         server_args.resolve_once()
         run_group(ranks, server_args, PortArgs.init_new(server_args), folder)
+        port.release()
 
 
 def run_group(ranks: int, server_args, ports, folder: Path) -> None:

@@ -4,8 +4,6 @@ The head counts are the released ones: 32 query, 2 KV and 32 lightning heads, so
 and a half or a quarter of one.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +15,10 @@ from sala_sglang.checkpoint.make import TINY_CONFIG, write_weights
 from sala_sglang.checkpoint.tokenizer import make_tokenizer
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.hf import MiniCPMSALAForCausalLM
+from testing import fork_server
 from testing.server import server_environment
 from tests.parallel.ranks import DECODE_STEPS, FIRST_CHUNK, PROMPT_TOKENS, prompts
 
-ROOT = Path(__file__).parents[2]
 GROUPS = (2, 4, 8)
 QUERY_HEADS, KV_HEADS, HEAD_DIM = 32, 2, 16
 CONFIG = TINY_CONFIG | {
@@ -55,10 +53,10 @@ def runs(tmp_path_factory) -> Runs:
     make_tokenizer(checkpoint, 510, 510, 511)
     write_weights(config, checkpoint, shards=1, seed=0)
     sizes = (1, *GROUPS)
-    command = [sys.executable, "-m", "tests.parallel.ranks", str(checkpoint), str(out), *map(str, sizes)]
+    command = ["-m", "tests.parallel.ranks", str(checkpoint), str(out), *map(str, sizes)]
     # SGLang compiles its embedding under tensor parallelism, which takes a C++ compiler and longer than all the rest.
     environment = server_environment({"TORCH_COMPILE_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""})
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = fork_server.run_to_end(command, environment, timeout=None)  # it notices when ranks stall
     assert done.returncode == 0, done.stderr[-8000:]
     ranks = {size: [torch.load(out / str(size) / f"{rank}.pt") for rank in range(size)] for size in sizes}
     return Runs(checkpoint, ranks)

@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
-import sys
+
+from testing import fork_server
+from testing.server import START_SECONDS
 
 RESOLVE = """
 import json, os, sys
@@ -31,14 +33,7 @@ print("RESULT" + json.dumps(result))
 
 
 def run_python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code, *args],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    return fork_server.run_to_end(["-c", code, *args], {**os.environ, **environment}, START_SECONDS)
 
 
 def resolve(commands: list[str], **environment: str) -> list[dict]:

@@ -136,6 +136,16 @@ def test_a_layer_is_waited_for_before_its_compressed_keys_are_read():
     assert waited == [3]
 
 
+def test_a_copy_of_a_request_has_its_compressed_keys(pool):
+    """SGLang may keep a retracted request's pages in host memory, and bring them back to other places."""
+    expected = [rows.clone() for rows in pool.compressed]
+    saved = pool.get_cpu_copy(slots([5, 1]))
+    for rows in expected:
+        rows[2], rows[4] = rows[5].clone(), rows[1].clone()
+    pool.load_cpu_copy(saved, slots([2, 4]))
+    torch.testing.assert_close(pool.compressed, expected, rtol=0, atol=0)
+
+
 @pytest.fixture
 def states(host_copies):
     """Recurrent states [layers, slots, heads, D, D] of layers without a convolution, and SGLang's host pool of them."""

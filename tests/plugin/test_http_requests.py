@@ -12,10 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sala_sglang import hf
 from sala_sglang.plugin import http_requests
-
-hf.register()  # SGLang's import above took the model's type for its own configuration
 
 VOCABULARY, HIDDEN = 100, 8
 LOWEST_TEMPERATURE = 1e-6  # SGLang takes lower ones for greedy

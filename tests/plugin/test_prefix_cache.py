@@ -9,11 +9,9 @@ import pytest
 import torch
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from sala_sglang import environment, hf
+from sala_sglang import environment
 from sala_sglang.plugin import prefix_cache
 from sala_sglang.plugin.prefix_cache import PromptKinds, Snapshots
-
-hf.register()  # SGLang's import above took the model's type for its own configuration
 
 TOKENS = array("q", range(10, 710))
 

@@ -25,16 +25,23 @@ SERVERS = {
     "chunks of 256, mixed, two ranks": "--chunked-prefill-size 256 --enable-mixed-chunk --tp-size 2",
     "unchunked, no overlap": "--chunked-prefill-size -1 --disable-overlap-schedule --dense-as-sparse",
 }
+# Documented lines start as on a user's machine, where every process imports everything itself.
+ANEW = ("chunks of 96, published line", "chunks of 256, mixed, two ranks")
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=str)
-def arguments(request) -> list[str]:
-    return [*SERVERS[request.param].split(), "--dtype", "float32"]
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def server(arguments, start_server):
-    with start_server(*arguments) as running:
+def arguments(name) -> list[str]:
+    return [*SERVERS[name].split(), "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def server(name, arguments, start_server):
+    with start_server(*arguments, anew=name in ANEW) as running:
         yield running
 
 

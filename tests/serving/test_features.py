@@ -15,6 +15,7 @@ TEXT = (
     "The code of the shy owl is 2093. A child reads a book in the garden.\n\nWhat is the code of the red fox?"
 )
 ANSWER = "The code of the red fox is 4711."
+ATTEMPTS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +78,13 @@ def test_several_turns(trained_server):
 
 
 def test_streamed_text_is_the_whole_text(trained_server):
-    parts = [event.choices[0].delta.content or "" for event in chat(trained_server, stream=True) if event.choices]
-    assert "".join(parts) == ANSWER and len(parts) > 5
+    """It comes in many parts, unless the server's front end has waited: then it sends what has gathered at once."""
+    for _ in range(ATTEMPTS):
+        parts = [event.choices[0].delta.content or "" for event in chat(trained_server, stream=True) if event.choices]
+        assert "".join(parts) == ANSWER
+        if len(parts) > 5:
+            return
+    pytest.fail(f"{ATTEMPTS} streams of five parts or fewer")
 
 
 def test_requests_of_one_token_beside_long_ones(trained_server):

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from testing.server import Server
+from testing.server import ANSWER_SECONDS, Server
 
 EXAMPLES = 400  # for each endpoint
-SECONDS = 60  # for an answer of a few tokens, on a busy machine
 QUESTION = (
     "Text: The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea.\n\n"
     "What is the code of the red fox?"
@@ -151,7 +150,7 @@ def odd_bodies(draw, path: str, schemas: dict[str, dict]) -> bytes:
 
 def post(server: Server, path: str, body: bytes) -> tuple[int, str]:
     """Status and text of the answer, which is no error of the server, not in the middle of a stream either."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_SECONDS)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         answer = connection.getresponse()

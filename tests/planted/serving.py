@@ -1,0 +1,178 @@
+"""Mistakes in configuration, plans, pools and the served model."""
+
+from tests.planted.mistake import Mistake
+
+_ATTENTION, _MODELS = "sala_sglang/attention", "sala_sglang/models"
+_PLAN_TESTS, _RANK_TESTS = "tests/attention/test_plan.py", "tests/parallel/test_ranks.py"
+_COPY_TESTS, _ROW_TESTS = "tests/plugin/test_hierarchical_cache.py", "tests/models/test_last_rows.py"
+
+SERVING = (
+    Mistake(
+        "plan: a prompt of dense_len tokens is dense",
+        f"{_ATTENTION}/plan.py",
+        "(batch.orig_seq_lens < dense_len)",
+        "(batch.orig_seq_lens <= dense_len)",
+        f"{_PLAN_TESTS}::test_extend_decides_by_the_whole_prompt",
+    ),
+    Mistake(
+        "plan: a chunk decides by its own length",
+        f"{_ATTENTION}/plan.py",
+        "(batch.orig_seq_lens < dense_len)",
+        "(batch.seq_lens < dense_len)",
+        f"{_PLAN_TESTS}::test_extend_decides_by_the_whole_prompt",
+    ),
+    Mistake(
+        "plan: decode selects a token late",
+        f"{_ATTENTION}/plan.py",
+        "return max(dense_len - 1, 0)",
+        "return dense_len",
+        f"{_PLAN_TESTS}::test_decode_switches_at_dense_len",
+    ),
+    Mistake(
+        "plan: a snapshot between chunks is taken at the next boundary",
+        f"{_ATTENTION}/plan.py",
+        "(depth // CHUNK_TOKENS * CHUNK_TOKENS)",
+        "(-(-depth // CHUNK_TOKENS) * CHUNK_TOKENS)",
+        f"{_PLAN_TESTS}::test_extend_snapshots_fall_on_chunk_boundaries",
+    ),
+    Mistake(
+        "plan: decode rows without a mark leave snapshots",
+        f"{_ATTENTION}/plan.py",
+        "torch.where(batch.mamba_track_mask, indices.int(), nowhere)",
+        "indices.int()",
+        f"{_PLAN_TESTS}::test_decode_snapshots_only_marked_rows",
+    ),
+    Mistake(
+        "pool: compressed keys do not come back with a request's copy",
+        f"{_ATTENTION}/kv_pool.py",
+        "rows[pages] = copy.to(rows.device)",
+        "pass",
+        f"{_COPY_TESTS}::test_a_copy_of_a_request_has_its_compressed_keys",
+    ),
+    Mistake(
+        "pool: compressed keys of the first layer for all",
+        f"{_ATTENTION}/kv_pool.py",
+        "pool.full_kv_pool.compressed[compact_id]",
+        "pool.full_kv_pool.compressed[0]",
+        f"{_COPY_TESTS}::test_a_layer_is_waited_for_before_its_compressed_keys_are_read",
+    ),
+    Mistake(
+        "host pool: compressed keys of the first layer for all",
+        f"{_ATTENTION}/host_pool.py",
+        "[layer.flatten(1).view(torch.uint8) for layer in pool.compressed]",
+        "[pool.compressed[0].flatten(1).view(torch.uint8) for layer in pool.compressed]",
+        f"{_COPY_TESTS}::test_compressed_keys_go_to_the_host_and_back",
+    ),
+    Mistake(
+        "warm-up: the shortest prompt with scores is left out",
+        f"{_ATTENTION}/warm_up.py",
+        "1 << geometry.selected_blocks.bit_length()]",
+        "2 << geometry.selected_blocks.bit_length()]",
+        "tests/attention/test_warm_up.py::test_lengths_of_the_released_sizes",
+    ),
+    Mistake(
+        "last rows: the first row of the next request",
+        f"{_MODELS}/last_rows.py",
+        "batch.extend_seq_lens.cumsum(0) - 1",
+        "batch.extend_seq_lens.cumsum(0)",
+        f"{_ROW_TESTS}::test_the_last_row_of_every_request",
+    ),
+    Mistake(
+        "last rows: of scored items within a prompt too",
+        f"{_MODELS}/last_rows.py",
+        "or batch.multi_item_delimiter_indices is not None\n",
+        "\n",
+        f"{_ROW_TESTS}::test_all_rows_where_others_may_be_read",
+    ),
+    Mistake(
+        "last rows: their plan keeps the rows of the prefill",
+        f"{_ATTENTION}/plan.py",
+        "query_start=start, max_query_tokens=1",
+        "max_query_tokens=1",
+        f"{_ROW_TESTS}::test_plan_of_the_last_rows",
+    ),
+    Mistake(
+        "sharding: any number of ranks shares the KV heads",
+        f"{_MODELS}/sharding.py",
+        "kv_heads % tp_size == 0 or tp_size % kv_heads == 0",
+        "kv_heads % tp_size == 0 or tp_size",
+        "tests/models/test_sharding.py::test_heads_are_never_split",
+    ),
+    Mistake(
+        "loading: copies of KV heads in the wrong order",
+        f"{_MODELS}/loading.py",
+        "heads.repeat_interleave(mixer.kv_copies, dim=0)",
+        "heads.repeat(mixer.kv_copies, 1, 1)",
+        f"{_RANK_TESTS}::test_ranks_hold_their_parts_of_the_released_tensors",
+    ),
+    Mistake(
+        "loading: missing tensors are not noticed",
+        f"{_MODELS}/loading.py",
+        "if not self.complete and (missing",
+        "if self.complete and (missing",
+        "tests/serving/test_refusals.py::test_damaged_checkpoint[drop_norm]",
+    ),
+    Mistake(
+        "lightning: every rank has the slopes of the first",
+        f"{_ATTENTION}/lightning_backend.py",
+        "[parallel.attn_tp_rank]",
+        "[0]",
+        f"{_RANK_TESTS}::test_slopes_belong_to_the_heads",
+    ),
+    Mistake(
+        "ranks: selection by a part of the group",
+        f"{_ATTENTION}/sparse_backend.py",
+        "if ranks <= 1:",
+        "if ranks >= 1:",
+        f"{_RANK_TESTS}::test_ranks_select_for_whole_groups_and_alike",
+    ),
+    Mistake(
+        "ranks: the output norm spans a rank's part",
+        f"{_MODELS}/minicpm_sala.py",
+        "get_parallel().attn_tp_group.all_reduce(part)",
+        "(part * self.ranks)",
+        f"{_RANK_TESTS}::test_output_norm_spans_the_full_width",
+    ),
+    Mistake(
+        "model: branches are joined unscaled",
+        f"{_MODELS}/minicpm_sala.py",
+        "scale = self.config.residual_scale",
+        "scale = 1.0",
+        "tests/serving/test_equality.py::test_alone[chunks of 64]",
+    ),
+    Mistake(
+        "model: a product of the most rows is left to cuBLAS",
+        f"{_MODELS}/skinny_linear.py",
+        "x.shape[0] <= MAX_ROWS",
+        "x.shape[0] < MAX_ROWS",
+        "tests/models/test_skinny_linear.py::test_few_rows_alone",
+    ),
+    Mistake(
+        "selection: the worst blocks in place of the best",
+        "kernels/sala_kernels/select_blocks/reference.py",
+        "finite = scores.clamp(",
+        "finite = (-scores).clamp(",
+        "tests/serving/test_meaning.py::test_selected_blocks_hold_what_is_asked_for",
+    ),
+    Mistake(
+        "config: slopes begin a power too high",
+        "sala_sglang/config.py",
+        "base ** (i + 1)",
+        "base**i",
+        "tests/kernels/test_lightning.py::test_decay_of_the_released_heads",
+    ),
+    Mistake(
+        "config: the other half of the slopes between powers of two",
+        "sala_sglang/config.py",
+        "[0::2]",
+        "[1::2]",
+        "tests/test_config.py::test_slopes_of_another_head_count",
+    ),
+    Mistake(
+        "config: the window's blocks are part of topk",
+        "sala_sglang/config.py",
+        'selected_blocks=fields["topk"] + local',
+        'selected_blocks=fields["topk"]',
+        "tests/test_config.py::test_released_geometry",
+    ),
+)
