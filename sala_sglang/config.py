@@ -140,9 +140,10 @@ class SALAConfig(PreTrainedConfig):
         if self.sparse_config is None:
             self.sparse_config = dict(RELEASED_SPARSE_CONFIG)
         super().__post_init__(**kwargs)
-        self._validate()
+        self.check()
 
-    def _validate(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for a value that cannot be served; also of a field that was set later."""
         for name, allowed in FIXED_FIELDS.items():
             if getattr(self, name) != allowed:
                 refuse(name, getattr(self, name), repr(allowed))
