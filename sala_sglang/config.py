@@ -147,7 +147,7 @@ class SALAConfig(PreTrainedConfig):
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for a field that cannot be served, also one that was set afterwards."""
+        """Raise ValueError for a value that cannot be served; also of a field that was set later."""
         for name, allowed in FIXED_FIELDS.items():
             if getattr(self, name) != allowed:
                 refuse(name, getattr(self, name), repr(allowed))

@@ -2,6 +2,7 @@
 
 import os
 
+from sala_sglang import __version__
 from sala_sglang.config import SALAConfig
 
 # Unset: the plugin serves MiniCPM-SALA. "1": SGLang runs as if the plugin were not installed.
@@ -18,6 +19,9 @@ FORCE_DENSE = "SGLANG_MINICPM_FORCE_DENSE"
 # those at its end and where prompts part. A snapshot of the released model takes as much memory as 6,100 tokens of KV.
 SNAPSHOT_SPACING = "SALA_SNAPSHOT_SPACING"
 DEFAULT_SNAPSHOT_SPACING = 8192
+
+# Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
+STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 
 # Set by the plugin itself for the processes of a server: they end when the one that started them has ended.
 END_WITH_PARENT = "SALA_END_WITH_PARENT"
@@ -36,6 +40,23 @@ def snapshot_spacing_tokens() -> int:
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"{SNAPSHOT_SPACING} = {given!r} is not possible; allowed: a positive number of tokens")
     return int(given)
+
+
+def check_state_dtype() -> None:
+    """Raise ValueError where the environment asks for states of another dtype than float32."""
+    given = os.environ.get(STATE_DTYPE, "float32")
+    if given != "float32":
+        raise ValueError(f"{STATE_DTYPE} = {given!r} is not possible; allowed: float32")
+
+
+def shared() -> dict[str, str]:
+    """What has to be the same on all ranks of a server, by its name: on several nodes each has its own environment."""
+    return {
+        "sala-sglang": __version__,
+        DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
+        FORCE_DENSE: str(is_set(FORCE_DENSE)),
+        SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
+    }
 
 
 def dense_len_tokens(config: SALAConfig) -> int:

@@ -114,7 +114,7 @@ class LightningMixer(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, eps=self.eps)
         self.o_norm = RMSNorm(self.width // self.ranks, eps=self.eps)
         set_weight_attrs(self.o_norm.weight, {"weight_loader": sharded_weight_loader(0)})
-        self.inv_freq = inverse_frequencies(config)
+        self.inv_freq = InverseFrequencies(config)
         heads = geometry.num_heads // self.ranks
         self.attn = RadixAttention(
             heads,
@@ -130,7 +130,7 @@ class LightningMixer(nn.Module):
     ) -> torch.Tensor:
         """x [T, hidden_size] -> the same, or its ``rows`` alone; the state takes in all."""
         q, k, v, gate = self.qkvg_proj(x)[0].chunk(4, dim=-1)
-        norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq, self.eps
+        norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq(), self.eps
         # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
         if forward_batch.logical_forward_mode.is_decode():
             output = self.attn(q, k, v, forward_batch, norm_rope=norm_rope)
@@ -150,13 +150,21 @@ class LightningMixer(nn.Module):
         return get_parallel().attn_tp_group.all_reduce(part)[: x.shape[0]]
 
 
-def inverse_frequencies(config: SALAConfig) -> torch.Tensor:
-    """Rotary frequencies θ^(−2j/D), [D/2] float32 on the current default device, computed in float64.
+class InverseFrequencies(nn.Module):
+    """Rotary frequencies θ^(−2j/D), [D/2] float32 on the default device at construction, computed in float64.
 
-    A plain attribute of the mixer: neither loading nor casting the model may touch it.
+    A buffer, because SGLang's memory saver gives the memory of a model back without its contents, and restores buffers;
+    no part of a state_dict, because no checkpoint has it. Its bits are kept as integers, which casts of a module leave.
     """
-    exponent = torch.arange(0, config.lightning_head_dim, 2, dtype=torch.float64) / config.lightning_head_dim
-    return (1.0 / config.rope_theta**exponent).float()
+
+    def __init__(self, config: SALAConfig) -> None:
+        super().__init__()
+        exponent = torch.arange(0, config.lightning_head_dim, 2, dtype=torch.float64) / config.lightning_head_dim
+        frequencies = (1.0 / config.rope_theta**exponent).float()
+        self.register_buffer("bits", frequencies.view(torch.int32), persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        return self.bits.view(torch.float32)
 
 
 class DecoderLayer(nn.Module):
@@ -252,6 +260,10 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
         hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)
         hidden = hidden / self.config.logit_divisor
         return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata)
+
+    def post_load_weights(self) -> None:
+        """Called by SGLang's loaders that write the parameters themselves, as with random values for training."""
+        self.weight_loader.complete = True
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.weight_loader.load(self, weights)

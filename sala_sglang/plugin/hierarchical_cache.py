@@ -18,15 +18,10 @@ STORAGE_REASON = "SGLang's Scheduler._prefetch_kvcache asks it for token ids, wi
 
 def argument_limits(enabled: bool, device: str) -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others) for ServerArgs with the cache ``enabled``."""
-    always = (
-        ("enable_lmcache", (False,), "LMCache copies no compressed keys"),
-        ("enable_unified_cache_external_linker", (False,), "external linkers copy no compressed keys"),
-    )
     if not enabled:
-        return always
+        return ()
     backends = ("direct",) if device == "cpu" else ("kernel", "direct")
     return (
-        *always,
         ("hicache_mem_layout", LAYOUTS, "SGLang's MambaPoolHost copies recurrent states in these layouts only"),
         ("hicache_io_backend", backends, f"SGLang has no copies of recurrent states for it on {device}"),
         ("hicache_storage_backend", (None,), STORAGE_REASON),

@@ -1,9 +1,11 @@
 """Arguments of a server: those with which MiniCPM-SALA cannot be served are refused, the others get its defaults."""
 
 import argparse
+import dataclasses
+import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
 from sala_sglang.plugin.lifetime import have_children_end
@@ -22,22 +25,16 @@ from sala_sglang.plugin.prefix_cache import use_python_tree_with_another_torch
 logger = logging.getLogger(__name__)
 
 # (field, the values that work, what is missing for the others)
-ARGUMENT_LIMITS: tuple[tuple[str, tuple, str], ...] = (
-    ("speculative_algorithm", (None,), "recurrent states cannot be rolled back to the accepted draft yet"),
-    ("pp_size", (1,), "the layers are not split over pipeline stages"),
-    ("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
-    ("attn_dp_size", (1,), "the backends have one plan per forward pass"),
-    ("attn_cp_size", (1,), "a rank selects among all tokens of a request"),
-    ("dcp_size", (1,), "a rank selects among all tokens of a request"),
-    ("enable_unified_memory", (False,), "pages and states come from separate pools"),
-    ("enable_int8_mamba_checkpoint", (False,), "state snapshots are float32"),
-)
+ARGUMENT_LIMITS = fixed_limits()
+# Methods of SGLang that quantize weights of 16 bits while they are loaded, and have no other products than GPUs'.
+ONLINE_QUANTIZATION = ("fp8", "w8a8_fp8")
 # Names under which published command lines ask for block-sparse attention.
 ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 # Up to which size prefill steps are captured as CUDA graphs. Longer ones hide their launches behind their kernels: at
 # 8,192 tokens the GPU is idle for 1 % of a step; that 512 are enough is an estimate. And a captured step computes the
 # last layer for all of its rows, where others do so for those whose logits are read (models/last_rows.py).
 MAX_PREFILL_GRAPH_TOKENS = 512
+_GRAPH_BACKENDS = {"decode": ("full", "disabled"), "prefill": ("breakable", "disabled")}
 DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
 
 
@@ -90,9 +87,12 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     if not isinstance(config, SALAConfig):
         raise RuntimeError(f"{ARCHITECTURE} is configured by {type(config)}, not by sala-sglang")
     check_hooks()
-    check_arguments(server_args, config, model.dtype)
+    check_config(server_args, config)
+    check_arguments(server_args, config, model)
+    warn_without_effect(server_args)
     environment.dense_len_tokens(config)
     environment.snapshot_spacing_tokens()
+    environment.check_state_dtype()
     use_python_tree_with_another_torch()
     _declare_sizes(server_args, config)
     previous(server_args)
@@ -104,22 +104,65 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
         raise RuntimeError(f"attention backend {BACKEND!r} was overridden; sala-sglang would not serve")
 
 
-def check_arguments(server_args: Any, config: SALAConfig, dtype: torch.dtype) -> None:
-    """Raise ValueError for the first argument that has a value other than those that work. dtype: the model's."""
+def check_config(server_args: Any, config: SALAConfig) -> None:
+    """Raise ValueError for what ``--json-model-override-args`` made of ``config`` after it had been checked."""
     from sglang.srt.arg_groups.overrides import resolution_result
 
-    enabled, device = (resolution_result(server_args, field) for field in ("enable_hierarchical_cache", "device"))
-    limits = _cache_limit(dtype), *hierarchical_cache.argument_limits(enabled, device), _lora_limit(device)
-    for field, allowed, reason in (*ARGUMENT_LIMITS, *limits):
-        value = resolution_result(server_args, field)
+    fields = [field.name for field in dataclasses.fields(config)]
+    given = json.loads(resolution_result(server_args, "json_model_override_args"))
+    if unknown := [name for name in given if name not in fields]:
+        raise ValueError(
+            f"MiniCPM-SALA: json_model_override_args = {unknown} is not supported (config.json has no such fields); "
+            f"allowed: {', '.join(fields)}"
+        )
+    config.check()
+
+
+def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
+    """Raise ValueError for the first argument that has a value other than those that work.
+
+    model: SGLang's ModelConfig, which knows dtype and quantization of the checkpoint.
+    """
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    def found(field: str) -> Any:
+        return resolution_result(server_args, field)
+
+    device = found("device")
+    check_limits(found, ARGUMENT_LIMITS)
+    check_limits(found, (_cache_limit(model.dtype), _lora_limit(device)))
+    check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
+    check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+    graphs = found("cuda_graph_config")
+    backends = {f"cuda_graph_config[{phase}].backend": getattr(graphs, phase).backend for phase in _GRAPH_BACKENDS}
+    check_limits(backends.get, [_graph_limit(phase) for phase in _GRAPH_BACKENDS])
+    check_tensor_parallel(config, found("tp_size"))
+    block = config.sparse_geometry.block_size
+    if found("page_size") not in (None, block):
+        raise ValueError(
+            f"MiniCPM-SALA: page_size = {found('page_size')} is not supported; allowed: {block}, the sparse block"
+        )
+
+
+def check_limits(found: Callable[[str], Any], limits: Iterable[tuple[str, tuple, str]]) -> None:
+    """Raise ValueError for the first field whose value, which ``found`` gives, is none of those that work."""
+    for field, allowed, reason in limits:
+        value = found(field)
         if value not in allowed:
             shown = ", ".join(map(repr, allowed))
             raise ValueError(f"MiniCPM-SALA: {field} = {value!r} is not supported ({reason}); allowed: {shown}")
-    check_tensor_parallel(config, resolution_result(server_args, "tp_size"))
-    block = config.sparse_geometry.block_size
-    if resolution_result(server_args, "page_size") not in (None, block):
-        value = resolution_result(server_args, "page_size")
-        raise ValueError(f"MiniCPM-SALA: page_size = {value} is not supported; allowed: {block}, the sparse block")
+
+
+def warn_without_effect(server_args: Any) -> None:
+    """Name the arguments that the user set and that cannot touch this model."""
+    import msgspec
+
+    defaults = {field.name: field for field in msgspec.structs.fields(type(server_args))}
+    for name, lacks in without_effect().items():
+        field, value = defaults[name], getattr(server_args, name)
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if value != default:
+            logger.warning("MiniCPM-SALA: %s = %r has no effect: it is for %s", name, value, lacks)
 
 
 def model_overrides(server_args: Any, hf_config: Any) -> dict:
@@ -143,6 +186,20 @@ def _is_ours(config: Any) -> bool:
 def _cache_limit(dtype: torch.dtype) -> tuple[str, tuple, str]:
     names = ("bfloat16", "bf16") if dtype == torch.bfloat16 else ()
     return "kv_cache_dtype", ("auto", *names), "the kernels read keys and values of the model's dtype"
+
+
+def _quantization_limit(device: str) -> tuple[str, tuple, str]:
+    allowed = (None,) if device == "cpu" else (None, *ONLINE_QUANTIZATION)
+    return "quantization", allowed, _reason("quantization")
+
+
+def _graph_limit(phase: str) -> tuple[str, tuple, str]:
+    return f"cuda_graph_config[{phase}].backend", _GRAPH_BACKENDS[phase], _reason(f"cuda_graph_backend_{phase}")
+
+
+def _reason(field: str) -> str:
+    """What the table says is missing for the values that do not work."""
+    return next(verdict.remark for verdict in TABLE if field in verdict.fields)
 
 
 def _lora_limit(device: str) -> tuple[str, tuple, str]:

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, scheduler_requests
@@ -26,6 +29,8 @@ def prepare_worker(config: SALAConfig) -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.runtime_context import get_lora, get_memory
 
+    check_resolution()
+    check_ranks_agree()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS)
@@ -39,6 +44,40 @@ def prepare_worker(config: SALAConfig) -> None:
             cpu.provide_host_copies()
     apply_hooks()
     _done.add("worker")
+
+
+def check_resolution() -> None:
+    """Raise RuntimeError where SGLang resolved its arguments in a process without the plugin, as some of its tools do.
+
+    Nothing was refused then, and pages, graphs and backend are those of SGLang's own model.
+    """
+    from sglang.srt.runtime_context import get_exec
+
+    backend = get_exec().kernel.attention_backend
+    if backend != BACKEND:
+        raise RuntimeError(
+            f"sala-sglang would not serve: the attention backend is {backend!r}, expected {BACKEND!r}. The program "
+            "resolved its arguments before it loaded SGLang's plugins; docs/guides/tools_without_plugins.md says what "
+            "to do"
+        )
+
+
+def check_ranks_agree() -> None:
+    """Raise ValueError naming the first option that is not the same on all ranks, which may be on several nodes."""
+    from sglang.srt.distributed import get_world_group
+
+    group = get_world_group()
+    if group.world_size == 1:
+        return
+    options: list = [None] * group.world_size
+    torch.distributed.all_gather_object(options, environment.shared(), group=group.cpu_group)
+    for name in options[0]:
+        values = [of_rank.get(name) for of_rank in options]
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"{name} differs between ranks: {', '.join(map(str, values))}; allowed: the same on every node "
+                f"(--dense-as-sparse sets {environment.DENSE_AS_SPARSE} on its own node alone)"
+            )
 
 
 def create_sparse_backend(runner: Any) -> SparseBackend:

@@ -8,14 +8,21 @@ from testing import fork_server
 from testing.server import START_SECONDS
 
 RESOLVE = """
-import json, os, sys
+import json, logging, os, sys
 from sglang.srt.plugins import load_plugins
 load_plugins()
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
 from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
+
+class Warnings(logging.Handler):
+    def emit(self, record):
+        warnings.append(record.getMessage())
+
+logging.getLogger("sala_sglang.plugin.server_arguments").addHandler(Warnings(logging.WARNING))
 result = []
 for argv in json.loads(sys.argv[1]):
+    warnings = []
     try:
         args = prepare_server_args(argv)
         args.resolve_once()
@@ -24,6 +31,7 @@ for argv in json.loads(sys.argv[1]):
         config = model_config_of(args).hf_config
         found["config"] = type(config).__module__
         found["longest_prefill_graph"] = max(resolution_result(args, "cuda_graph_config").prefill.bs)
+        found["warnings"] = [text for text in warnings if "has no effect" in text]
         found["dense_as_sparse"] = os.environ.get("SGLANG_MINICPM_DENSE_AS_SPARSE")
     except Exception as error:
         found = {"error": str(error)}

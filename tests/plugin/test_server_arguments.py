@@ -1,10 +1,12 @@
 """Arguments of a server: which are refused, and what the others become."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from sglang.srt.arg_groups import overrides
 
+from sala_sglang.plugin import server_arguments
 from sala_sglang.plugin.server_arguments import MAX_PREFILL_GRAPH_TOKENS, prefill_graph_default
 from tests.plugin.processes import resolve
 
@@ -26,6 +28,36 @@ REFUSED = {
     "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
     "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU
     "--hicache-storage-backend file --enable-hierarchical-cache --hicache-io-backend direct": "None",
+    "--enable-lmcache": "False",
+    "--enable-hisparse": "False",
+    "--enable-streaming-session": "False",
+    "--mamba-ssm-dtype bfloat16": "None, 'float32'",
+    "--mamba-radix-cache-strategy no_buffer --disable-overlap-schedule": "'auto', 'extra_buffer'",
+    "--linear-attn-backend flashinfer": "'triton'",
+    "--quantization w8a8_int8": "None",
+    "--quantization nvfp4_online": "None",
+    "--quantization modelopt_fp4": "None",
+    "--quantization humming": "None",
+    "--quantization fp8": "None",  # on a CPU
+    "--load-format layered": "'auto', 'safetensors', 'pt', 'npcache', 'instanttensor', 'fastsafetensors', 'runai_str",
+    "--model-impl transformers": "'auto', 'sglang'",
+    "--is-embedding": "False",
+    "--enable-two-batch-overlap": "False",
+    "--enable-pdmux --chunked-prefill-size -1 --disable-overlap-schedule": "False",
+    "--enable-torch-compile": "False",
+    "--enable-deterministic-inference": "False",
+    "--cpu-offload-gb 4": "0",
+    "--use-ray": "False",
+    "--smg-grpc-mode": "False",
+    "--kv-events-config {}": "None",
+    '--json-model-override-args {"num_key_value_head":1}': "transformers_version, architectures",
+}
+# Values that the configuration of the model refuses, and what it allows instead.
+REFUSED_CONFIGURATIONS = {
+    '{"num_key_value_heads":3}': "num_key_value_heads = 3 is not possible; allowed: divisors of num_attention_heads",
+    '{"sparse_config":{"topk":0}}': "sparse_config.topk = 0 is not possible; allowed: an integer of at least 1",
+    '{"lightning_scale":"2/d"}': "lightning_scale = '2/d' is not possible; allowed: '1/sqrt(d)'",
+    '{"head_dim":"wide"}': "expected int, got str",
 }
 SIZES = dict.fromkeys(("cuda_graph_max_bs_prefill", "cuda_graph_bs_prefill", "cuda_graph_config"))
 
@@ -56,7 +88,8 @@ def refusals(served) -> dict[str, str]:
 
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
-    field, value = arguments.split()[:2]
+    field, value = [*arguments.split(), "--"][:2]
+    value = "True" if value.startswith("--") else value.strip("{}").split(":")[0].replace('"', "'")
     error = refusals[arguments]
     assert field[2:].replace("-", "_") in error and value in error and f"allowed: {REFUSED[arguments]}" in error
 
@@ -64,6 +97,41 @@ def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
 def test_prefill_graphs_are_short_unless_the_user_names_a_size(served):
     plain, named = resolve([served, f"{served} --cuda-graph-max-bs-prefill 1024"])
     assert (plain["longest_prefill_graph"], named["longest_prefill_graph"]) == (512, 1024)
+
+
+def test_overridden_configurations_are_checked_again(served):
+    found = resolve([f"{served} --json-model-override-args {given}" for given in REFUSED_CONFIGURATIONS])
+    for result, expected in zip(found, REFUSED_CONFIGURATIONS.values(), strict=True):
+        assert expected in result["error"]
+
+
+def test_graphs_that_cannot_be_captured_are_refused(served):
+    refused = {"decode": "breakable", "prefill": "full"}
+    configurations = [json.dumps({phase: {"backend": name}}, separators=(",", ":")) for phase, name in refused.items()]
+    found = resolve([f"{served} --cuda-graph-config {given}" for given in configurations])
+    for result, (phase, name) in zip(found, refused.items(), strict=True):
+        assert f"cuda_graph_config[{phase}].backend = {name!r} is not supported" in result["error"]
+
+
+def test_online_quantization_is_for_gpus():
+    def allowed(device):
+        return server_arguments._quantization_limit(device)[1]
+
+    assert allowed("cpu") == (None,) and allowed("cuda") == (None, "fp8", "w8a8_fp8")
+
+
+def test_states_of_another_dtype_in_the_environment_are_refused(served):
+    (found,) = resolve([served], SGLANG_MAMBA_SSM_DTYPE="bfloat16")
+    assert "SGLANG_MAMBA_SSM_DTYPE = 'bfloat16' is not possible; allowed: float32" in found["error"]
+
+
+def test_arguments_without_effect_are_named(served):
+    plain, given = resolve([served, f"{served} --moe-runner-backend triton --mm-io-worker-num 2"])
+    assert plain["warnings"] == []
+    assert given["warnings"] == [
+        "MiniCPM-SALA: moe_runner_backend = 'triton' has no effect: it is for experts",
+        "MiniCPM-SALA: mm_io_worker_num = 2 has no effect: it is for images and sound",
+    ]
 
 
 def test_contradicting_switches_are_refused(served):

@@ -1,0 +1,55 @@
+"""Arguments about ranks, nodes and what they say to each other."""
+
+from sala_sglang.plugin.argument_table.verdict import OFF, other, read, refused
+
+_ONE_PLAN, _WHOLE_REQUEST = (
+    "the backends have one plan per forward pass",
+    "a rank selects among all tokens of a request",
+)
+_NO_EXPERTS = "there are no experts"
+
+VERDICTS = (
+    refused("tp_size", "sizes that divide the heads: 1, 2, 4, 8 tested, 16, 32", "heads are divided over ranks"),
+    refused("pp_size", (1,), "the layers are not split over pipeline stages"),
+    refused("attn_dp_size", (1,), _ONE_PLAN),
+    refused("enable_dp_attention", OFF, _ONE_PLAN),
+    refused("attn_cp_size", (1,), _WHOLE_REQUEST),
+    refused("dcp_size", (1,), _WHOLE_REQUEST),
+    refused("enable_prefill_cp enable_cp_decode_attn_tp enable_cp_tp_group_sharing", OFF, _WHOLE_REQUEST),
+    refused("enable_kv_cache_sharding", OFF, "a rank reads all pages of a request"),
+    refused("enable_dsa_cache_layer_split", OFF, "there is no DSA"),
+    refused("ep_size moe_dp_size dwdp_size", (1,), _NO_EXPERTS),
+    refused("enable_layernorm_sp", OFF, "norms are fused with the residual stream of whole rows"),
+    refused("enable_attn_tp_input_scattered", OFF, "it is a part of SGLang's layer communicator, which is not used"),
+    refused("enable_dp_lm_head enable_dense_mlp_attn_tp", OFF, "attention is not data parallel"),
+    refused("use_ray", OFF, "SGLang's Ray actors load no plugins, and would serve SGLang's own model"),
+    refused("enable_quant_communications", OFF, "SGLang has it for NPUs"),
+    read("replicas, each a server of its own behind SGLang's controller", "dp_size load_balance_method"),
+    read(
+        "ranks over nodes; worker.py compares their environment variables",
+        "nnodes node_rank dist_init_addr dist_timeout nccl_port gated_launch_port",
+    ),
+    read("where ranks run", "base_gpu_id gpu_id_step numa_node enable_p2p_check"),
+    read(
+        "how SGLang's group reduces; the model calls nothing but that group",
+        "enable_nccl_nvls enable_symm_mem disable_custom_all_reduce enable_mscclpp enable_torch_symm_mem pre_warm_nccl",
+    ),
+    other(
+        "data-parallel attention",
+        "enable_dp_attention_local_control_broadcast enable_tp_lm_head_all_to_all disable_attn_tp_gather",
+    ),
+    other("pipeline stages", "pp_max_micro_batch_size pp_async_batch_depth"),
+    other("context parallelism", "dcp_comm_backend dcp_replicate_q_proj cp_strategy"),
+    other(
+        "experts",
+        "enable_shared_experts_attn_tp shared_experts_tp_size moe_dense_tp_size ep_join_rank_offset "
+        "elastic_ep_initial_size max_ep_size enable_megamoe_for_layernorm_sp",
+    ),
+    other(
+        "SGLang's layer communicator: branches are scaled before they are added",
+        "boundary_reduction enable_flashinfer_allreduce_fusion enforce_disable_flashinfer_allreduce_fusion "
+        "flashinfer_allreduce_fusion_backend enable_aiter_allreduce_fusion disable_aiter_allreduce_fusion_in_prefill "
+        "disable_aiter_allreduce_fusion_in_decode",
+    ),
+    other("a short convolution", "enable_scattered_sconv"),
+)
