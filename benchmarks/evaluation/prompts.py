@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation.prompts --lengths 16384 131072 1048576 2097152 \\
         --output benchmarks/results/evaluation/prompts.csv
 
-Both ways give the same prompts, which is checked here. Needs no GPU and no server. On a machine that others use too only
-the CPU seconds can be compared; the load average, of one minute before each row, says whether they did.
+Both ways give the same prompts, which is checked here. Needs no GPU and no server. On a machine that others use too,
+only the CPU seconds can be compared; the load average of the minute before each row says whether they did.
 """
 
 import argparse
