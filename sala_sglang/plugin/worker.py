@@ -64,9 +64,9 @@ def check_resolution() -> None:
 
 def check_ranks_agree() -> None:
     """Raise ValueError naming the first option that is not the same on all ranks, which may be on several nodes."""
-    from sglang.srt.distributed import get_world_group
+    from sglang.srt.runtime_context import get_parallel
 
-    group = get_world_group()
+    group = get_parallel().world_group
     if group.world_size == 1:
         return
     options: list = [None] * group.world_size

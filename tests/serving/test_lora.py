@@ -176,3 +176,11 @@ def test_nothing_is_held_afterwards(server):
     with pytest.raises(openai.BadRequestError, match="nobody"):
         server.client.completions.create(model="default:nobody", prompt="hello", max_tokens=1)
     assert server.is_running() and not any(server.idle_counters().values())
+
+
+def test_weights_below_the_adapters_can_be_loaded_again(server, oracles, tiny_checkpoint):
+    answer = server.post("/update_weights_from_disk", {"model_path": str(tiny_checkpoint)})
+    assert answer["success"], answer
+    prompt = random_prompt(90, VOCABULARY, seed=9)
+    for adapter in (None, "all"):
+        oracles[adapter].check(prompt, ask(server, prompt, adapter)[0], TOLERANCE)

@@ -8,7 +8,8 @@ VERDICTS = (
     tested("serving/test_equality.py", "skip_server_warmup"),
     # testing/server.py gives these to every server.
     tested(_SERVER, "port enable_metrics decode_log_interval log_level_http sleep_on_idle"),
-    tested("serving/test_http_workers.py", "tokenizer_worker_num enable_http_worker_reuseport"),
+    tested("serving/test_http_workers.py", "tokenizer_worker_num"),
+    read("the same processes as with tokenizer_worker_num, each with a listener", "enable_http_worker_reuseport"),
     refused("smg_grpc_mode grpc_mode", OFF, "its request manager bypasses plugin/http_requests.py"),
     refused("kv_events_config", (None,), "events would show the mark of dense prompts in their token ids"),
     read(

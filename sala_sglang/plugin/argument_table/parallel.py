@@ -9,7 +9,12 @@ _ONE_PLAN, _WHOLE_REQUEST = (
 _NO_EXPERTS = "there are no experts"
 
 VERDICTS = (
-    refused("tp_size", "sizes that divide the heads: 1, 2, 4, 8 tested, 16, 32", "heads are divided over ranks"),
+    refused(
+        "tp_size",
+        "sizes that divide the heads: 1, 2, 4, 8 tested, 16, 32",
+        "heads are divided over ranks",
+        "serving/test_equality.py",
+    ),
     refused("pp_size", (1,), "the layers are not split over pipeline stages"),
     refused("attn_dp_size", (1,), _ONE_PLAN),
     refused("enable_dp_attention", OFF, _ONE_PLAN),

@@ -24,10 +24,10 @@ VERDICTS = (
         "prefill_delayer_max_delay_ms",
     ),
     refused("enable_dynamic_chunking", OFF, "it fits chunks to pipeline stages, which there are none of"),
-    refused("num_continuous_decode_steps", (1,), "SGLang 0.5.23 does not read it"),
     refused("enable_two_batch_overlap", OFF, "the backends have one plan per forward pass"),
     refused("enable_single_batch_overlap", OFF, "it overlaps experts, which there are none of"),
     refused("enable_pdmux", OFF, "the model has no forward_split_prefill"),
+    other("earlier versions of SGLang", "num_continuous_decode_steps"),
     other("two batches that overlap", "tbo_token_distribution_threshold"),
     other("prefill beside decode on one GPU", "pdmux_config_path sm_group_num"),
 )

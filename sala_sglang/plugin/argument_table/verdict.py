@@ -16,7 +16,7 @@ class Verdict:
     remark: what was read, why the others are refused, or what the model lacks.
     allowed: of REFUSED, the values that work; a text where they depend on the checkpoint or on other arguments, and
     ``server_arguments.py`` computes them.
-    test: of TESTED, the file under ``tests`` that exercises all of them.
+    test: the file under ``tests`` that exercises all of TESTED, or gives values that work to REFUSED.
     """
 
     status: str
@@ -35,8 +35,8 @@ def read(remark: str, fields: str) -> Verdict:
     return Verdict(READ, tuple(fields.split()), remark)
 
 
-def refused(fields: str, allowed: tuple | str, reason: str) -> Verdict:
-    return Verdict(REFUSED, tuple(fields.split()), reason, allowed)
+def refused(fields: str, allowed: tuple | str, reason: str, test: str = "") -> Verdict:
+    return Verdict(REFUSED, tuple(fields.split()), reason, allowed, test)
 
 
 def other(lacks: str, fields: str) -> Verdict:

@@ -1,0 +1,58 @@
+"""What a worker checks before it builds the model."""
+
+import multiprocessing
+import os
+from types import SimpleNamespace
+
+import pytest
+import sglang.srt.runtime_context
+import torch
+
+from sala_sglang.plugin import worker
+
+RANKS = 2
+
+
+@pytest.mark.parametrize("backend, refused", [("sala", False), ("minicpm_flashinfer", True), ("triton", True)])
+def test_arguments_that_were_resolved_without_the_plugin(monkeypatch, backend, refused):
+    execution = SimpleNamespace(kernel=SimpleNamespace(attention_backend=backend))
+    monkeypatch.setattr(sglang.srt.runtime_context, "get_exec", lambda: execution)
+    if not refused:
+        return worker.check_resolution()
+    with pytest.raises(RuntimeError, match=f"the attention backend is '{backend}', expected 'sala'.*plugins"):
+        worker.check_resolution()
+
+
+def check_rank(rank: int, folder: str, environment: dict[str, str], said: multiprocessing.Queue) -> None:
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
+    group = SimpleNamespace(world_size=RANKS, cpu_group=torch.distributed.group.WORLD)
+    sglang.srt.runtime_context.get_parallel = lambda: SimpleNamespace(world_group=group)
+    try:
+        worker.check_ranks_agree()
+        said.put((rank, ""))
+    except ValueError as error:
+        said.put((rank, str(error)))
+
+
+def on_two_ranks(folder, *environments: dict[str, str]) -> list[str]:
+    """What the check says on each rank."""
+    fork = multiprocessing.get_context("fork")
+    said = fork.Queue()
+    ranks = [fork.Process(target=check_rank, args=(i, str(folder), environments[i], said)) for i in range(RANKS)]
+    for process in ranks:
+        process.start()
+    messages = dict(said.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join()
+    return [messages[rank] for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name, value", [("SGLANG_MINICPM_DENSE_AS_SPARSE", "1"), ("SALA_SNAPSHOT_SPACING", "64")])
+def test_ranks_with_other_options_stop_all(tmp_path, name, value):
+    for message in on_two_ranks(tmp_path, {}, {name: value}):
+        assert message.startswith(f"{name} differs between ranks: ") and "allowed: the same on every node" in message
+
+
+def test_ranks_that_agree_go_on(tmp_path):
+    assert on_two_ranks(tmp_path, {"SGLANG_MINICPM_FORCE_DENSE": "1"}, {"SGLANG_MINICPM_FORCE_DENSE": "on"}) == ["", ""]
