@@ -1,6 +1,6 @@
 """Fine-tune a MiniCPM-SALA with LoRA: ``python examples/lora_finetune.py [CHECKPOINT [OUT [STEPS]]]``.
 
-Needs the extra ``train``. As it is, it teaches sala-tiny the voices of animals.
+Needs the extra ``train``. As it is, it teaches sala-tiny the voices of five animals.
 """
 
 import sys
@@ -31,7 +31,7 @@ model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
 model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=TARGETS))
 batches = {"per_device_train_batch_size": len(samples), "gradient_checkpointing": True, "max_steps": int(steps)}
 logs = {"logging_steps": 5, "report_to": [], "save_strategy": "no"}
-options = TrainingArguments(out, learning_rate=5e-3, **batches, **logs)
+options = TrainingArguments(out, learning_rate=2e-2, **batches, **logs)
 collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
 trainer = Trainer(model, options, train_dataset=samples, data_collator=collator)
 trainer.train()
