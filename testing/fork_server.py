@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import util
 from pathlib import Path
@@ -68,9 +69,10 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         """Raises subprocess.TimeoutExpired after ``timeout`` seconds."""
-        if self._end(timeout) is None:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
-        return self.returncode
+        code = self._end(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+        return code
 
     def terminate(self) -> None:
         if self.poll() is None:
@@ -113,10 +115,9 @@ class ForkServer:
             )
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         del os.environ[ADDRESS]
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # closes its standard input, which ends it
 
 
 def start(
@@ -157,7 +158,7 @@ def serve(listener: socket.socket) -> list[str]:
     """Fork for every connection until the standard input ends. Returns in the forks: the arguments to run."""
     imported = False
     while True:
-        ready = select.select([listener, 0], [], [])[0]
+        ready = select.select([listener.fileno(), 0], [], [])[0]
         if 0 in ready:
             sys.exit()
         connection = listener.accept()[0]
@@ -209,7 +210,7 @@ def become(connection: socket.socket) -> list[str]:
 def watch(process: int, connection: socket.socket) -> None:
     """Wait for the end of a child and tell its code. A child that nobody waits for any more is killed."""
     ended = os.pidfd_open(process)
-    if ended not in select.select([ended, connection], [], [])[0]:
+    if ended not in select.select([ended, connection.fileno()], [], [])[0]:
         with suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -223,7 +224,8 @@ def provide_spares(count: int) -> list[str] | None:
 
     Returns None, and in a child that has got work the arguments to run.
     """
-    spares, spawn = [], util.spawnv_passfds
+    spares: list[tuple[int, socket.socket]] = []
+    spawn = util.spawnv_passfds
     for _ in range(count):
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         process = os.fork()
@@ -234,13 +236,13 @@ def provide_spares(count: int) -> list[str] | None:
         there.close()
         spares.append((process, here))
 
-    def give(path: bytes, arguments: list[str], descriptors: list[int]) -> int:
-        if not spares or "--multiprocessing-fork" not in arguments:
-            return spawn(path, arguments, descriptors)
+    def give(path: bytes, args: Sequence, passfds: Sequence[int]) -> int:
+        if not spares or "--multiprocessing-fork" not in args:
+            return spawn(path, args, passfds)
         process, connection = spares.pop()
-        work = {"arguments": arguments[1:], "environment": dict(os.environ), "numbers": list(descriptors)}
+        work = {"arguments": args[1:], "environment": dict(os.environ), "numbers": list(passfds)}
         with connection:
-            socket.send_fds(connection, [json.dumps(work).encode()], descriptors)
+            socket.send_fds(connection, [json.dumps(work).encode()], list(passfds))
         return process
 
     util.spawnv_passfds = give

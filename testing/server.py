@@ -47,8 +47,9 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     return environment | extra
 
 
-def count_ranks(arguments: tuple[str, ...]) -> int:
-    return int(arguments[arguments.index("--tp-size") + 1]) if "--tp-size" in arguments else 1
+def given_number(arguments: tuple[str, ...], option: str) -> int:
+    """Value of an option among the server's arguments; 1 where it is not there."""
+    return int(arguments[arguments.index(option) + 1]) if option in arguments else 1
 
 
 def ranks_environment(ranks: int) -> dict[str, str]:
@@ -68,7 +69,7 @@ class Port:
     anybody until a server binds it, which may be minutes later.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         while True:
             self.number = random.randrange(*PORTS)
             self._claim = socket.socket(socket.AF_UNIX)
@@ -105,8 +106,8 @@ class Server:
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
-        ranks = count_ranks(arguments)
-        self._spares = ranks + 1  # schedulers and the detokenizer
+        ranks, fronts = (given_number(arguments, name) for name in ("--tp-size", "--tokenizer-worker-num"))
+        self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -114,6 +115,7 @@ class Server:
     def __enter__(self) -> "Server":
         self._log = tempfile.NamedTemporaryFile(prefix="sglang-server-", suffix=".log")
         log = self._log.fileno()
+        self.process: fork_server.Process | subprocess.Popen
         if self._anew:
             self.process = fork_server.start_anew(self.command, self.environment, log, log)
         else:

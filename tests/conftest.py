@@ -29,6 +29,20 @@ def pytest_configure(config):
         config.add_cleanup(lambda: server.__exit__())
 
 
+def pytest_collection_modifyitems(items):
+    """Groups for pytest-xdist, which keeps a group in one process: tests of a server, and of a file without servers.
+
+    Files that start servers or ranks come first, so that short ones are left to even out the ends.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/serving/", "tests/parallel/")))
+    shared = {item.path for item in items if "trained_server" in item.fixturenames}
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        of_servers = [str(parameters[name]) for name in ("server_name", "server") if name in parameters]
+        group = "trained server" if item.path in shared else " ".join([item.location[0], *of_servers])
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,6 +13,7 @@ import pytest
 from sala_sglang import cli
 from sala_sglang.checkpoint.tokenizer import make_tokenizer
 from sala_sglang.evaluation.client import ANSWER_TOKENS, Client
+from testing.server import ANSWER_SECONDS, POLL_SECONDS
 from tests.evaluation.fake_server import FakeServer
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def test_an_interrupted_run_ends_at_once(tokenizer, tmp_path):
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             wait_until(lambda: server.served == 4 and server.at_once == 2)
             process.send_signal(signal.SIGINT)
-            message = process.communicate(timeout=30)[1]
+            message = process.communicate(timeout=ANSWER_SECONDS)[1]
     assert process.returncode == 130
     assert f"interrupted; 4 of {JOBS} answers are in {tmp_path / 'out' / 'answers.jsonl'}" in message
     assert "--resume goes on" in message
@@ -206,8 +207,8 @@ def test_answers_may_take_as_long_as_they_take(tokenizer):
         client.api.close()
 
 
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + ANSWER_SECONDS
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(POLL_SECONDS)

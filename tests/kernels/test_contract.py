@@ -22,6 +22,7 @@ from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.sparse_attention import sparse_attention
 
+from testing.server import START_SECONDS
 from tests.import_graph import imports
 from tests.kernels.paging import empty_compressed, make_batch
 
@@ -187,7 +188,7 @@ def test_triton_keeps_the_same_kernels_for_all_batches():
     """As the test above, by Triton's own keys: it specialises integers in tuples whatever do_not_specialize says."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.kernels.kernel_keys"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stderr
     for steps in json.loads(done.stdout).values():
         assert len(steps) > 2 and len(steps[0]) > 6

@@ -24,6 +24,13 @@ KERNELS = (
         "tests/kernels/test_compress_keys.py::test_number_of_windows",
     ),
     Mistake(
+        "compress: programs without a window do not end early",
+        f"{_COMPRESS}/triton.py",
+        "if end > kv_len:\n        return\n",
+        "pass\n",
+        "tests/kernels/test_compress_keys.py",
+    ),
+    Mistake(
         "compress: a mean over one key fewer",
         f"{_COMPRESS}/triton.py",
         "return tl.sum(b_sum, 0) / SIZE",
@@ -33,8 +40,8 @@ KERNELS = (
     Mistake(
         "compress: stride of a row in place of a head's",
         f"{_COMPRESS}/triton.py",
-        "page.to(tl.int64) * page_stride + i_kv_head * head_stride",
-        "page.to(tl.int64) * page_stride + i_kv_head * row_stride",
+        "strides[0] + i_kv_head * strides[1]",
+        "strides[0] + i_kv_head * strides[2]",
         "tests/kernels/test_compress_keys.py::test_triton_rounds_once",
     ),
     Mistake(
@@ -42,7 +49,7 @@ KERNELS = (
         f"{_SELECT}/lse.py",
         "end_row = (position + o_m // HEADS + 1) // COARSE_STRIDE",
         "end_row = (position + o_m // HEADS) // COARSE_STRIDE",
-        f"{_SELECT_TESTS}::test_kernels_at_the_ends_of_windows_and_blocks",
+        f"{_SELECT_TESTS}::test_slots_that_a_later_row_of_the_tile_completes",
     ),
     Mistake(
         "select: sums are not scaled to a new maximum",
@@ -56,7 +63,7 @@ KERNELS = (
         f"{_SELECT}/lse.py",
         'tl.store(p_part, float("-inf"), mask=m_part)\n        return',
         "return",
-        f"{_SELECT_TESTS}::test_kernels",
+        f"{_SELECT_TESTS}::test_kernels_at_the_ends_of_windows_and_blocks",
     ),
     Mistake(
         "select: a K1 slot after the query is seen",
@@ -80,17 +87,17 @@ KERNELS = (
         f"{_SELECT_TESTS}::test_equal_scores_go_to_the_lowest_blocks",
     ),
     Mistake(
-        "select: the threshold is one place too low",
+        "select: one of several equal scores too few",
         f"{_SELECT}/top_k.py",
-        "(b_bits >= raised).to(tl.int32), 0) >= FREE",
-        "(b_bits >= raised).to(tl.int32), 0) > FREE",
-        f"{_SELECT_TESTS}::test_scores_above_the_threshold_come_before_equal_ones",
+        "ties = FREE - tl.sum(m_above.to(tl.int32), 0)",
+        "ties = FREE - 1 - tl.sum(m_above.to(tl.int32), 0)",
+        f"{_SELECT_TESTS}::test_kernels",
     ),
     Mistake(
-        "select: programs behind the last piece do not end early",
+        "select: the lists of the last piece are not waited for",
         f"{_SELECT}/top_k.py",
-        "if i_piece * PIECE >= end:\n        return\n",
-        "pass\n",
+        "tl.cdiv(end, PIECE) - 1",
+        "tl.cdiv(end, PIECE) - 2",
         f"{_SELECT_TESTS}::test_pieces_of_a_row_take_what_the_whole_row_does",
     ),
     Mistake(
@@ -98,7 +105,7 @@ KERNELS = (
         f"{_SELECT}/reference.py",
         "(blocks >= current - geometry.local_blocks)",
         "(blocks > current - geometry.local_blocks)",
-        f"{_SELECT_TESTS}::test_number_of_forced_blocks",
+        f"{_SELECT_TESTS}::test_reference_is_the_definition",
     ),
     Mistake(
         "attend: a query does not see its own token",
@@ -206,11 +213,25 @@ KERNELS = (
         f"{_NORM_TESTS}::test_triton_scaled_add_norm",
     ),
     Mistake(
-        "gate: stride of x in place of the gate's",
+        "gate: x is its own gate",
         "kernels/sala_kernels/sigmoid_gate/triton.py",
-        "i_row * gate_stride + ",
-        "i_row * x_stride + ",
+        "load_row(gate, i_row, o_column, m_column)",
+        "load_row(x, i_row, o_column, m_column)",
         f"{_NORM_TESTS}::test_triton_sigmoid_gate",
+    ),
+    Mistake(
+        "rows: columns lie next to each other",
+        "kernels/sala_kernels/row_wise.py",
+        "+ o_column * strides[1]",
+        "+ o_column",
+        _NORM_TESTS,
+    ),
+    Mistake(
+        "rows: as far apart as they are long",
+        "kernels/sala_kernels/row_wise.py",
+        "i_row * strides[0]",
+        "i_row * (tl.max(o_column, 0) + 1)",
+        _NORM_TESTS,
     ),
     Mistake(
         "rope: turned the other way",

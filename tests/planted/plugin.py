@@ -93,14 +93,14 @@ PLUGIN = (
     ),
     Mistake(
         "requests: top_k is not checked",
-        f"{_PLUGIN}/http_requests.py",
-        '_check_range("top_k", [parameters.top_k], 1, LARGEST_INT32)',
+        f"{_PLUGIN}/request_values.py",
+        'check_range("top_k", [parameters.top_k], 1, LARGEST_INT32)',
         "pass",
         f"{_HTTP_TESTS}::test_tokenizing_refuses",
     ),
     Mistake(
         "requests: embeddings of any length",
-        f"{_PLUGIN}/http_requests.py",
+        f"{_PLUGIN}/request_values.py",
         "[len(row)], hidden_size, hidden_size)",
         "[len(row)], 0, hidden_size)",
         f"{_HTTP_TESTS}::test_tokenizing_refuses",
@@ -142,9 +142,9 @@ PLUGIN = (
     ),
     Mistake(
         "arguments: pipeline stages are let through",
-        f"{_PLUGIN}/server_arguments.py",
-        '("pp_size", (1,),',
-        '("pp_size", (1, 2),',
+        f"{_PLUGIN}/argument_table/parallel.py",
+        'refused("pp_size", (1,),',
+        'refused("pp_size", (1, 2),',
         f"{_ARGUMENT_TESTS}::test_arguments_that_cannot_be_served_are_refused",
     ),
     Mistake(

@@ -100,16 +100,16 @@ SERVING = (
     ),
     Mistake(
         "loading: copies of KV heads in the wrong order",
-        f"{_MODELS}/loading.py",
-        "heads.repeat_interleave(mixer.kv_copies, dim=0)",
-        "heads.repeat(mixer.kv_copies, 1, 1)",
+        f"{_MODELS}/merged_projections.py",
+        ".repeat_interleave(copies, dim=0)",
+        ".repeat(copies, 1, 1)",
         f"{_RANK_TESTS}::test_ranks_hold_their_parts_of_the_released_tensors",
     ),
     Mistake(
         "loading: missing tensors are not noticed",
         f"{_MODELS}/loading.py",
-        "if not self.complete and (missing",
-        "if self.complete and (missing",
+        "self.shapes.keys() - seen",
+        "self.shapes.keys() & {*()}",
         "tests/serving/test_refusals.py::test_damaged_checkpoint[drop_norm]",
     ),
     Mistake(

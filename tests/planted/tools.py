@@ -40,7 +40,7 @@ TOOLS = (
     ),
     Mistake(
         "hf: rotary positions are turned the other way",
-        "sala_sglang/hf/modeling_minicpm_sala.py",
+        "sala_sglang/hf/layers.py",
         "first * cos - second * sin, second * cos + first * sin",
         "first * cos + second * sin, second * cos - first * sin",
         "tests/hf/test_model.py::test_arithmetic_by_hand",
@@ -48,14 +48,14 @@ TOOLS = (
     Mistake(
         "hf: padding counts as tokens",
         "sala_sglang/hf/modeling_minicpm_sala.py",
-        "cache.advance(step.rows, embeds.shape[1])",
-        "cache.advance([embeds.shape[1]] * len(step.rows), embeds.shape[1])",
+        "[s.extended(n) for s, n in",
+        "[s.extended(columns) for s, n in",
         "tests/hf/test_model.py::test_padded_batch_equals_each_alone",
     ),
     Mistake(
         "hf: beams share a cache that grows",
         "sala_sglang/hf/cache.py",
-        "[self.sequences[i].copy() for i",
+        "[self.sequences[i].extended(0) for i",
         "[self.sequences[i] for i",
         "tests/hf/test_model.py::test_sampling_and_beams",
     ),
@@ -104,8 +104,8 @@ TOOLS = (
     Mistake(
         "evaluation: depths are counted from the end",
         "sala_sglang/evaluation/samples.py",
-        "place = round(depth * len(filler))",
-        "place = round((1 - depth) * len(filler))",
+        "round(depth * len(filler))",
+        "round((1 - depth) * len(filler))",
         "tests/evaluation/test_evaluation.py::test_the_fact_lies_at_its_depth",
     ),
     Mistake(

@@ -30,18 +30,18 @@ ANEW = ("chunks of 96, published line", "chunks of 256, mixed, two ranks")
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=str)
-def name(request) -> str:
+def server_name(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def arguments(name) -> list[str]:
-    return [*SERVERS[name].split(), "--dtype", "float32"]
+def arguments(server_name) -> list[str]:
+    return [*SERVERS[server_name].split(), "--dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
-def server(name, arguments, start_server):
-    with start_server(*arguments, anew=name in ANEW) as running:
+def server(server_name, arguments, start_server):
+    with start_server(*arguments, anew=server_name in ANEW) as running:
         yield running
 
 

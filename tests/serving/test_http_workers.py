@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from testing.server import ANSWER_SECONDS
 from tests.serving.client import complete, random_prompt
 from tests.serving.oracle import Oracle
 
@@ -16,7 +17,6 @@ IMPOSSIBLE = {
     "input_ids": ({"input_ids": [5, 600], "sampling_params": {"max_new_tokens": 2}}, "input_ids = 600"),
     "bias": ({"text": "a", "sampling_params": {"logit_bias": {"5": 1e30}}}, "logit_bias = 1e+30"),
 }
-SECONDS = 300  # by which everything has ended, unless something never does
 
 
 @pytest.fixture(scope="module")
@@ -50,5 +50,5 @@ def test_no_process_outlives_its_launcher(server):
     named = {name for process in processes for name in ("scheduler", "detokenizer") if name in process.name().lower()}
     assert len(processes) >= 4 and len(named) == 2, [process.name() for process in processes]
     launcher.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(processes, timeout=SECONDS)
+    _, alive = psutil.wait_procs(processes, timeout=ANSWER_SECONDS)
     assert not alive, [process.cmdline() for process in alive]

@@ -14,7 +14,7 @@ from tests.serving.oracle import Oracle
 TOLERANCE = 1e-4  # as in test_equality
 POOL_TOKENS = 1536
 CONTEXT_TOKENS = 1200
-ABORT_ATTEMPTS = 10
+ATTEMPTS = 10
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def requests_inside(server) -> int:
 def test_abort_of_everything(server):
     """All three are there when everything is aborted; where one has ended by then, they are asked again."""
     body = {"input_ids": random_prompt(200, 400, 5), "sampling_params": {"max_new_tokens": 900, "ignore_eos": True}}
-    for _ in range(ABORT_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         with ThreadPoolExecutor(3) as pool:
             answers = [pool.submit(server.post, "/generate", body) for _ in range(3)]
             while requests_inside(server) < 3 and not any(answer.done() for answer in answers):
@@ -88,12 +88,19 @@ def test_abort_of_everything(server):
     ids=["many short ones", "dense prompts that have gone on as sparse ones"],
 )
 def test_retraction_changes_no_answer(server, tiny_checkpoint, requests, length, new_tokens):
-    """The requests outgrow the pool together; some are retracted and prefilled again with what they had generated."""
+    """The requests outgrow the pool together; some are retracted and prefilled again with what they had generated.
+
+    On a busy machine some may have ended before others begin: then others are asked.
+    """
     oracle = Oracle(tiny_checkpoint)
-    prompts = [random_prompt(length, oracle.model.config.vocab_size, seed) for seed in range(20, 20 + requests)]
     assert requests * (length + new_tokens) > POOL_TOKENS
-    answers = all_at_once(generate, server, prompts, new_tokens)
-    assert sum(meta["num_retractions"] for _, meta in answers) > 0
-    for prompt, (answer, _) in zip(prompts, answers, strict=True):
-        assert len(answer.tokens) == new_tokens
-        oracle.check(prompt, answer, TOLERANCE)
+    for attempt in range(ATTEMPTS):
+        seeds = range(20 + requests * attempt, 20 + requests * (attempt + 1))
+        prompts = [random_prompt(length, oracle.model.config.vocab_size, seed) for seed in seeds]
+        answers = all_at_once(generate, server, prompts, new_tokens)
+        for prompt, (answer, _) in zip(prompts, answers, strict=True):
+            assert len(answer.tokens) == new_tokens
+            oracle.check(prompt, answer, TOLERANCE)
+        if sum(meta["num_retractions"] for _, meta in answers) > 0:
+            return
+    pytest.fail(f"{ATTEMPTS} times no request was retracted")
