@@ -90,7 +90,7 @@ def _allowed(verdict: Verdict) -> str:
     return "unset" if verdict.allowed in ((None,), (False,)) else ", ".join(map(_shown, verdict.allowed))
 
 
-def _shown(value) -> str:
+def _shown(value: object) -> str:
     return "unset" if value is None else f"`{value}`"
 
 

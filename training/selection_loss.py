@@ -13,7 +13,7 @@ from sala_kernels.layout import SparseGeometry
 from torch import nn
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM
-from sala_sglang.hf.modeling_minicpm_sala import MiniCPMSALASparseAttention
+from sala_sglang.hf.layers import MiniCPMSALASparseAttention
 from sala_sglang.hf.sparse import compress
 
 SHARPNESS = 64.0  # of the scores: a window all of whose keys match lies this far above one without a match

@@ -65,7 +65,8 @@ def main() -> None:
 def about_the_machine() -> dict[str, str | int]:
     """Values for the columns in MACHINE besides the load."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    found = {"cpu": names[0].split(": ")[1] if names else platform.machine(), "cores": os.cpu_count()}
+    cpu = names[0].split(": ")[1] if names else platform.machine()
+    found: dict[str, str | int] = {"cpu": cpu, "cores": os.cpu_count() or 1}
     found |= {package: version(package) for package in ("transformers", "tokenizers")}
     return found | {"python": platform.python_version(), "commit": results_file.current_commit()}
 

@@ -26,10 +26,10 @@ class Answers:
         about = json.loads(json.dumps(about))
         text = path.read_bytes() if path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        first, *others = whole.splitlines() or [None]
+        lines = whole.splitlines()
         try:
-            self.about = about if first is None else json.loads(first)
-            self.kept = dict(_parsed(json.loads(line)) for line in others)
+            self.about = json.loads(lines[0]) if lines else about
+            self.kept = dict(_parsed(json.loads(line)) for line in lines[1:])
         except (ValueError, KeyError, TypeError) as error:
             raise Unusable(f"{str(path)!r} has a line that is none of an evaluation: {error!r}") from error
         for name, value in about.items():
@@ -37,13 +37,13 @@ class Answers:
                 raise Unusable(f"{name} is {value!r}, but {str(path)!r} was begun with {self.about.get(name)!r}")
         self._file = path.open("ab")
         self._file.truncate(len(whole))
-        if first is None:
+        if not lines:
             self._write(self.about)
 
     def __enter__(self) -> "Answers":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def add(self, job: Job, outcome: Outcome) -> None:

@@ -100,7 +100,9 @@ def _as_they_come(ask: Callable[[Job], Outcome], jobs: list[Job], threads: int) 
 
     The threads are daemons: a program that is interrupted ends without waiting for answers that may take hours.
     """
-    waiting, ready, failures = queue.SimpleQueue(), queue.SimpleQueue(), []
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[tuple[Job, Outcome] | None] = queue.SimpleQueue()
+    failures: list[Exception] = []
     for job in jobs:
         waiting.put(job)
 
@@ -160,16 +162,17 @@ def refusals(outcomes: dict[Job, Outcome]) -> Iterator[str]:
 
     Reasons that differ by numbers alone, such as the tokens of a prompt, count as one; the first is shown.
     """
-    reasons, counts = {}, Counter()
+    reasons: dict[tuple[int, str], str] = {}
+    counts: Counter[tuple[int, str]] = Counter()
     for (_, length, _, _), outcome in sorted(outcomes.items()):
-        if outcome.score is None:
+        if outcome.error is not None:
             kind = length, re.sub(r"\d+", "0", outcome.error)
             reasons.setdefault(kind, outcome.error)
             counts[kind] += 1
     if counts:
         yield f"Refused: {counts.total()} of {len(outcomes)} requests"
-    for (length, kind), count in counts.items():
-        yield f"  --lengths {short(length)}, {count} of them: {reasons[length, kind]}"
+    for kind, count in counts.items():
+        yield f"  --lengths {short(kind[0])}, {count} of them: {reasons[kind]}"
 
 
 def miscounts(outcomes: dict[Job, Outcome], tokenizer_path: str) -> Iterator[str]:

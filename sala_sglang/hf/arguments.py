@@ -1,7 +1,7 @@
 """Standard arguments of transformers' causal models: what this model follows, and clear refusals of the rest."""
 
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig
@@ -18,12 +18,12 @@ WITHOUT_EFFECT = {
 }
 
 
-def refuse(argument: str, value: Any, allowed: str) -> None:
+def refuse(argument: str, value: Any, allowed: str) -> NoReturn:
     """Raise the ValueError of an argument that cannot be followed."""
     raise ValueError(f"{argument}: got {_shown(value)}; allowed: {allowed}")
 
 
-def _shown(value):
+def _shown(value: Any) -> Any:
     return f"a tensor of shape {list(value.shape)} and {value.dtype}" if isinstance(value, torch.Tensor) else value
 
 
@@ -59,9 +59,7 @@ def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
         refuse("inputs_embeds", inputs_embeds, f"shape [batch, tokens, {hidden_size}]")
 
 
-def real_tokens(
-    attention_mask: torch.Tensor | None, batch: int, columns: int, cache: SALACache | None = None
-) -> torch.Tensor | None:
+def real_tokens(attention_mask: Any, batch: int, columns: int, cache: SALACache | None = None) -> torch.Tensor | None:
     """Which of the [B, T] inputs are real tokens, bool; None if all are.
 
     The mask has T columns, or those of the cache before them. Raises ValueError on other shapes, on values other than
@@ -79,7 +77,7 @@ def real_tokens(
     marked = attention_mask.bool()
     if (marked != attention_mask).any():
         refuse("attention_mask", f"values from {attention_mask.min()} to {attention_mask.max()}", "0 and 1")
-    if past and shape[1] > columns:
+    if cache is not None and past and shape[1] > columns:
         before = marked[:, :-columns].sum(1).tolist()
         held = [sequence.tokens for sequence in cache.sequences]
         if before != held:
@@ -129,7 +127,7 @@ def check_packing(lengths: list[int], arguments: dict[str, Any]) -> dict[str, An
     than ``lengths``.
     """
     bounds = list(accumulate(lengths, initial=0))
-    expected = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds)
+    expected: dict[str, Any] = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), bounds)
     expected |= dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
     expected["seq_idx"] = [index for index, length in enumerate(lengths) for _ in range(length)]
     for name, value in expected.items():
@@ -151,7 +149,7 @@ def check_cache_position(cache_position: torch.Tensor | None, cache: SALACache |
 def check_loss(
     labels: torch.Tensor | None,
     shift_labels: torch.Tensor | None,
-    inputs: torch.Tensor,
+    inputs: torch.Tensor | None,
     logits_to_keep: int | torch.Tensor,
 ) -> None:
     """Raises ValueError unless labels have the shape [B, T] of the inputs and logits for all of them are kept."""
@@ -160,7 +158,7 @@ def check_loss(
     for name, given in (("labels", labels), ("shift_labels", shift_labels)):
         if given is None:
             continue
-        if given.shape != inputs.shape[:2]:
+        if inputs is not None and given.shape != inputs.shape[:2]:
             refuse(name, given, f"shape {list(inputs.shape[:2])}, that of the inputs")
         if not isinstance(logits_to_keep, int) or logits_to_keep:
             refuse("logits_to_keep", logits_to_keep, f"0 together with {name}")

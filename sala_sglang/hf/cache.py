@@ -1,6 +1,7 @@
 """What a sequence leaves behind for its next tokens: keys and values, or a recurrent state, per layer."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -83,6 +84,6 @@ class SALACache(Cache):
         """Forget all sequences."""
         self.sequences, self.columns = [], 0
 
-    def crop(self, *args) -> None:
+    def crop(self, *args: Any) -> None:
         """Raises ValueError: the tokens cannot be taken out of a recurrent state again."""
         raise ValueError("a SALACache cannot be cropped; copy it (copy.deepcopy) before the tokens that may have to go")

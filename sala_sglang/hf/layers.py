@@ -1,5 +1,6 @@
 """Layers of MiniCPM-SALA over the packed tokens of a call, in the rounding order of the released model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -29,7 +30,7 @@ class PackedStep:
     after: list[SequenceCache] | None
     positions: torch.Tensor
     sparse_geometry: SparseGeometry
-    tables: dict[torch.device, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def tables_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """cos and sin [N, 1, D/2] and the log decay [H] of the lightning layers, float32; layers may be spread."""
@@ -38,18 +39,23 @@ class PackedStep:
             self.tables[device] = (*rotary_tables(self.positions.to(device), self.config), log_decay)
         return self.tables[device]
 
-    def groups(self, *tensors: torch.Tensor):
-        """Runs of B sequences alike in rows n > 0 and tokens before: their numbers, and [B, n, ...] of each tensor."""
+    def groups(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Runs of B sequences alike in rows n > 0 and tokens before: their numbers, and [B, n, ...] of q, k and v."""
         kinds = [(rows, sequence.tokens) for rows, sequence in zip(self.rows, self.before, strict=True)]
         begin = 0
         for (rows, _), run in groupby(range(len(kinds)), key=kinds.__getitem__):
             numbers = list(run)
             end = begin + rows * len(numbers)
             if rows:
-                yield numbers, *(x[begin:end].unflatten(0, (-1, rows)) for x in tensors)
+                q_run, k_run, v_run = (x[begin:end].unflatten(0, (-1, rows)) for x in (q, k, v))
+                yield numbers, q_run, k_run, v_run
             begin = end
 
-    def extend(self, layer: int, number: int, keys: torch.Tensor, values: torch.Tensor):
+    def extend(
+        self, layer: int, number: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of a sequence in a sparse layer, with the new ones [n, Hkv, D]."""
         before = self.before[number]
         if layer in before.keys:
@@ -116,10 +122,10 @@ class MiniCPMSALALightningAttention(nn.Module):
         cos, sin, log_decay = step.tables_on(x.device)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         outputs = [q[:0]]
-        for numbers, *qkv in step.groups(q, k, v):
-            before = [step.before[number].states.get(self.layer) for number in numbers]
-            state = None if before[0] is None else torch.stack(before)
-            output, states = lightning_attention(*qkv, state, log_decay, self.scale)
+        for numbers, queries, keys, values in step.groups(q, k, v):
+            begun = self.layer in step.before[numbers[0]].states
+            before = torch.stack([step.before[number].states[self.layer] for number in numbers]) if begun else None
+            output, states = lightning_attention(queries, keys, values, before, log_decay, self.scale)
             if step.after is not None:
                 for number, state in zip(numbers, states, strict=True):
                     step.after[number].states[self.layer] = state

@@ -1,6 +1,6 @@
 """MiniCPM-SALA for transformers: the base model, and the causal language model that ``generate`` and Trainer use."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -22,16 +22,16 @@ class MiniCPMSALAPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ("past_key_values",)
     _is_stateful = True  # no way back to fewer tokens, as assisted generation needs it
 
-    def __init__(self, config: SALAConfig, *args, **kwargs):
+    def __init__(self, config: SALAConfig, *args: Any, **kwargs: Any):
         config.check()  # from_pretrained() sets the fields that it is given on a finished configuration
         super().__init__(config, *args, **kwargs)
 
-    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
+    def _check_and_adjust_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> str:
         if attn_implementation not in (None, "eager"):
             arguments.refuse("attn_implementation", repr(attn_implementation), "None or 'eager', which are the same")
         return "eager"
 
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         self._check_and_adjust_attn_implementation(attn_implementation)
 
 
@@ -54,7 +54,7 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         cache_position: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, hidden] after the last norm.
 
@@ -68,7 +68,7 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
         arguments.check_inputs(input_ids, inputs_embeds, self.config.hidden_size)
         arguments.check_cache(past_key_values)
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        keep = arguments.real_tokens(attention_mask, *embeds.shape[:2], past_key_values)
+        keep = arguments.real_tokens(attention_mask, embeds.shape[0], embeds.shape[1], past_key_values)
         keep = None if keep is None else keep.to(embeds.device)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -85,7 +85,7 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
                 hidden = pack(states[-1], keep)  # so that gradients come by what the caller sees
             hidden = layer(hidden, step)
         last = spread(self.norm(hidden), keep, embeds.shape)
-        if cache is not None:
+        if cache is not None and step.after is not None:
             cache.advance(step.after, embeds.shape[1])
         return BaseModelOutputWithPast(
             last_hidden_state=last,
@@ -93,7 +93,15 @@ class MiniCPMSALAModel(MiniCPMSALAPreTrainedModel):
             hidden_states=(*states, last) if output_hidden_states else None,
         )
 
-    def _step(self, embeds, keep, position_ids, past_key_values, use_cache, others):
+    def _step(
+        self,
+        embeds: torch.Tensor,
+        keep: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: SALACache | None,
+        use_cache: bool | None,
+        others: dict[str, Any],
+    ) -> tuple[PackedStep, SALACache | None]:
         """The step, and the cache that it extends if there is one; raises what ``forward`` says."""
         batch, columns = embeds.shape[:2]
         rows = [columns] * batch if keep is None else keep.sum(1).tolist()
@@ -140,7 +148,7 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         ignore_index: int = -100,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, vocab] float32 (float64 of a float64 model), and with ``labels`` [B, T] the mean loss.
 
@@ -175,7 +183,7 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
 
-    def _prepare_position_ids_for_generation(self, *args, **kwargs):
+    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> None:
         return None  # the model counts real tokens itself, from what the cache holds
 
     def _prepare_cache_for_generation(
@@ -186,7 +194,13 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = SALACache()
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """As in transformers. Raises ValueError if the cache leaves no column of the inputs to compute."""
         if next_sequence_length is not None and next_sequence_length < 1:
             allowed = "the whole sequence with more than the cached columns, or new tokens with the mask of all"
@@ -196,7 +210,7 @@ class MiniCPMSALAForCausalLM(MiniCPMSALAPreTrainedModel, GenerationMixin):
             input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
         )
 
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises ValueError: its pages hold keys and values, no recurrent states. SGLang serves many requests."""
         raise ValueError("continuous batching (generate_batch, cache_implementation='paged') is not supported")
 

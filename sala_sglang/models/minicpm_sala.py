@@ -157,6 +157,8 @@ class InverseFrequencies(nn.Module):
     no part of a state_dict, because no checkpoint has it. Its bits are kept as integers, which casts of a module leave.
     """
 
+    bits: torch.Tensor
+
     def __init__(self, config: SALAConfig) -> None:
         super().__init__()
         exponent = torch.arange(0, config.lightning_head_dim, 2, dtype=torch.float64) / config.lightning_head_dim

@@ -98,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fake.leaves == "closes":
             self.close_connection = True
         else:
-            self._send(fake.leaves, {"object": "error", "message": "not now", "code": fake.leaves})
+            self._send(int(fake.leaves), {"object": "error", "message": "not now", "code": fake.leaves})
         with fake.lock:
             fake.at_once -= 1
 

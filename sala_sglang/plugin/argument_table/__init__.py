@@ -20,8 +20,12 @@ TABLE: tuple[Verdict, ...] = (
 
 def fixed_limits() -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others), where these depend on nothing else."""
-    refusals = (verdict for verdict in TABLE if verdict.status == REFUSED and isinstance(verdict.allowed, tuple))
-    return tuple((field, verdict.allowed, verdict.remark) for verdict in refusals for field in verdict.fields)
+    return tuple(
+        (field, verdict.allowed, verdict.remark)
+        for verdict in TABLE
+        if verdict.status == REFUSED and isinstance(verdict.allowed, tuple)
+        for field in verdict.fields
+    )
 
 
 def without_effect() -> dict[str, str]:
