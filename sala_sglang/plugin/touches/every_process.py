@@ -130,6 +130,13 @@ _COMMAND_LINE = (
         why="read with the meaning that it has for SGLang's own backend of this model",
         until="stays: the name is part of published scripts",
     ),
+    Touch(
+        target="SGLANG_MAMBA_SSM_DTYPE",
+        how=VARIABLE,
+        process=EVERY,
+        why="what --mamba-ssm-dtype sets; another value than float32 is refused",
+        until="stays: states are float32",
+    ),
 )
 
 _CPU = (
