@@ -121,18 +121,23 @@ def ints(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], object]]:
-    """Calls of the sparse operators by name, for requests with ``rows`` each. Their inputs are never read."""
+def unread_batch(rows: list[int], context: int) -> PagedBatch:
+    """A batch of requests with ``rows`` each that end at ``context`` tokens. Their token slots are not set."""
     requests = len(rows)
-    batch = PagedBatch(
+    return PagedBatch(
         query_start=ints(0, *rows).cumsum(0).int(),
-        kv_lens=ints(*[CONTEXT] * requests),
+        kv_lens=ints(*[context] * requests),
         sparse_from=ints(*[0] * requests),
         request_rows=torch.arange(requests),
-        token_slots=torch.empty(1, CONTEXT, dtype=torch.int32).expand(requests, -1),
+        token_slots=torch.empty(1, context, dtype=torch.int32).expand(requests, -1),
         max_query_tokens=max(rows),
-        max_kv_tokens=CONTEXT,
+        max_kv_tokens=context,
     )
+
+
+def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], object]]:
+    """Calls of the sparse operators by name, for requests with ``rows`` each. Their inputs are never read."""
+    batch = unread_batch(rows, CONTEXT)
     pool = empty(2 * GEOMETRY.block_size, KV_HEADS, DIM)
     compressed = empty(2, KV_HEADS, GEOMETRY.page_rows, DIM)
     queries = empty(sum(rows), PROJECTED).view(sum(rows), -1, DIM)[:, :HEADS]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.common import results_file, streams
+from benchmarks.common.options import add_engine_options, check_least
 from benchmarks.serving.speed import SHARED_OPTIONS, positive_integers
 from benchmarks.serving.tensor_parallel import compare, fixed_prompts
 from sala_sglang.config import SALAConfig
@@ -59,13 +60,11 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-length", type=int, default=2048, help="their prompt length (default: 2048)")
     parser.add_argument("--new-tokens", type=int, default=65, help="tokens to generate per request (default: 65)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured batches of each kind (default: 3)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--engine-options", type=json.loads, default={}, help="further sglang.Engine options, as JSON")
-    parser.add_argument("--commit", default=results_file.current_commit(), help="to record (default: the checkout's)")
+    add_engine_options(parser)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    if arguments.rank < 1:
-        parser.error(f"--rank is {arguments.rank}; allowed: 1 or more")
+    least = {"rank": 1, "requests": 1, "batch_length": 1, "new_tokens": 2, "repetitions": 1}
+    check_least(parser, arguments, least)
     if not list(arguments.model.glob("*.safetensors")):
         parser.error(f"--model is {arguments.model}; allowed: a directory with config.json and *.safetensors")
     return arguments

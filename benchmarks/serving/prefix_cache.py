@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file
+from benchmarks.common.options import add_engine_options, check_least
 from benchmarks.common.streams import greedy, random_prompt
 from benchmarks.serving.speed import SHARED_OPTIONS
 
@@ -48,16 +49,10 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=4096, help="tokens of each (default: 4096)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens to generate for each (default: 128)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured batches (default: 3)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--engine-options", type=json.loads, default={}, help="further sglang.Engine options, as JSON")
-    parser.add_argument(
-        "--commit", default=results_file.current_commit(), help="commit to record (default: the checkout's)"
-    )
+    add_engine_options(parser)
     parser.add_argument("--worker", choices=CACHES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    for name, least in LEAST.items():
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed: {least} or more")
+    check_least(parser, arguments, LEAST)
     return arguments
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.common import device_memory, results_file
+from benchmarks.common.options import add_engine_options, check_least
 from benchmarks.common.streams import decode_seconds, one_request, random_prompt, stream
 from benchmarks.serving import step_profile
 
@@ -77,16 +78,10 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         help="CSV file; what the steps of prefill and of --batch consist of is appended",
     )
     parser.add_argument("--profile-steps", type=int, default=32, help="decode steps to profile (default: 32)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--engine-options", type=json.loads, default={}, help="further sglang.Engine options, as JSON")
-    parser.add_argument(
-        "--commit", default=results_file.current_commit(), help="commit to record (default: the checkout's)"
-    )
+    add_engine_options(parser)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    for name, least in (("new_tokens", 2), ("repetitions", 3), ("batch_length", 1), ("profile_steps", 8)):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed: {least} or more")
+    check_least(parser, arguments, {"new_tokens": 2, "repetitions": 3, "batch_length": 1, "profile_steps": 8})
     return arguments
 
 

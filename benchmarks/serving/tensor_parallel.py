@@ -27,6 +27,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file, streams
+from benchmarks.common.options import add_engine_options, check_least
 from benchmarks.serving import speed
 
 if TYPE_CHECKING:  # imported where an engine runs
@@ -65,12 +66,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-length", type=int, default=2048, help="their prompt length (default: 2048)")
     parser.add_argument("--new-tokens", type=int, default=65, help="tokens to generate per request (default: 65)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured requests of each kind (default: 3)")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--engine-options", type=json.loads, default={}, help="further sglang.Engine options, as JSON")
     parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
-    parser.add_argument(
-        "--commit", default=results_file.current_commit(), help="commit to record (default: the checkout's)"
-    )
+    add_engine_options(parser)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the size that this process measures
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)  # where it writes Results as JSON
     arguments = parser.parse_args(words)
@@ -80,9 +77,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the process with an error that names argument, value and what is allowed."""
-    for name, least in (("batch_length", 1), ("new_tokens", 2), ("repetitions", 1)):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed: {least} or more")
+    check_least(parser, arguments, {"batch_length": 1, "new_tokens": 2, "repetitions": 1})
     if min(arguments.tp) < 1 or len(set(arguments.tp)) < len(arguments.tp):
         parser.error(f"--tp is {arguments.tp}; allowed: different positive integers")
     if not (arguments.model / "config.json").is_file() or not list(arguments.model.glob("*.safetensors")):

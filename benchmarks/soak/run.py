@@ -22,6 +22,7 @@ from random import Random
 import torch
 
 from benchmarks.common import results_file
+from benchmarks.common.options import add_commit, check_least
 from benchmarks.soak import score
 from benchmarks.soak.load import LONG_ANSWER, Load, Tally, describe
 from testing.server import GAUGE_SECONDS, Server
@@ -56,9 +57,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=500_000, help="tokens they have at most (default: 500000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
-    parser.add_argument(
-        "--commit", default=results_file.current_commit(), help="commit to record (default: the checkout's)"
-    )
+    add_commit(parser)
     parser.add_argument("server_arguments", nargs="*", help="further arguments of the server, after --")
     arguments = parser.parse_args(words)
     check(parser, arguments)
@@ -67,9 +66,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Complete the arguments, or end the process with an error that names argument, value and what is allowed."""
-    for name, least in (("clients", 1), ("longest", 2), ("new_tokens", 1), ("sample", 1), ("budget", 1)):
-        if getattr(arguments, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; allowed: {least} or more")
+    check_least(parser, arguments, {"clients": 1, "longest": 2, "new_tokens": 1, "sample": 1, "budget": 1})
     arguments.pool = arguments.pool or arguments.context * 6 // 5
     least = arguments.longest + max(arguments.new_tokens, LONG_ANSWER) + SPARE
     if arguments.context < least:

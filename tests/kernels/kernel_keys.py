@@ -7,7 +7,7 @@ import json
 
 import torch
 from sala_kernels.compress_keys import compress_keys
-from sala_kernels.layout import PagedBatch, SparseGeometry
+from sala_kernels.layout import SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
@@ -16,7 +16,7 @@ from sala_kernels.sparse_attention import sparse_attention
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.operators.registers import NoDevice
+from benchmarks.operators.registers import NoDevice, ints, unread_batch
 
 # One request and many, counts that 16 divides and others; all of them with a request of several segments.
 PREFILL = [2064], [2100], [2100] + [4] * 15, [2049] + [3] * 16
@@ -25,24 +25,11 @@ GEOMETRY, CONTEXT, PAGES = SparseGeometry(), 2**16, 4
 QUERY_HEADS, KV_HEADS, DIM = 4, 2, 32
 
 
-def ints(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
 def call_operators(rows: list[int]) -> None:
     """Every operator whose kernels take numbers of the batch, for requests with ``rows`` each."""
     requests, tokens, decode = len(rows), sum(rows), max(rows) == 1
-    query_start = ints(0, *rows).cumsum(0).int()
     slots = ints(*range(requests))
-    batch = PagedBatch(
-        query_start=query_start,
-        kv_lens=ints(*[CONTEXT] * requests),
-        sparse_from=ints(*[0] * requests),
-        request_rows=torch.arange(requests),
-        token_slots=torch.empty(1, CONTEXT, dtype=torch.int32).expand(requests, -1),
-        max_query_tokens=max(rows),
-        max_kv_tokens=CONTEXT,
-    )
+    batch = unread_batch(rows, CONTEXT)
     pool = torch.empty(PAGES * GEOMETRY.block_size, KV_HEADS, DIM, dtype=torch.bfloat16)
     compressed = pool.new_empty(PAGES, KV_HEADS, GEOMETRY.page_rows, DIM)
     q, k, v = (pool.new_empty(tokens, QUERY_HEADS, DIM) for _ in range(3))
@@ -56,7 +43,7 @@ def call_operators(rows: list[int]) -> None:
         lightning_step(q, k, v, weight, weight, positions, frequencies, 1e-6, *step, implementation="triton")
     else:
         qk_norm_rope(q, k, weight, weight, positions, frequencies, 1e-6, implementation="triton")
-        chunk = states, slots, query_start, slots, slots, decay, 1.0
+        chunk = states, slots, batch.query_start, slots, slots, decay, 1.0
         lightning_chunk(q, k, v, *chunk, implementation="triton")
 
 

@@ -22,6 +22,13 @@ PLUGIN = (
         "tests/serving/test_soak.py::test_every_answer_is_right",
     ),
     Mistake(
+        "LoRA: copies of KV heads in the wrong order",
+        f"{_PLUGIN}/lora.py",
+        "(copy_kv_heads(up, config.head_dim, copies) if",
+        "(up.repeat(copies, 1) if",
+        "tests/serving/test_lora.py::test_four_ranks",
+    ),
+    Mistake(
         "prefix cache: the mark begins a token late",
         f"{_PLUGIN}/prefix_cache.py",
         "ids[self.selected_tokens :] |= DENSE_MARK",

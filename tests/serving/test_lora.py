@@ -95,6 +95,21 @@ def test_all_in_one_batch(server, oracles):
         oracles[adapter].check(prompt, answer, TOLERANCE)
 
 
+def test_four_ranks(start_server, folders, oracles):
+    """Every rank has its part of the adapters' outputs, and of k and v what goes to the KV head that it copies."""
+    arguments = "--tp-size 4 --dtype float32 --max-running-requests 4 --chunked-prefill-size 256 --max-lora-rank 8 "
+    arguments += "--max-loras-per-batch 3 --lora-target-modules all --lora-paths"
+    asked = [("all", 70), (None, 90), ("gates", 600), ("all", 500)]
+    prompts = [random_prompt(length, VOCABULARY, seed=6) for _, length in asked]
+    with (
+        start_server(*arguments.split(), *(f"{name}={folders[name]}" for name in ("all", "gates"))) as server,
+        ThreadPoolExecutor(len(asked)) as pool,
+    ):
+        answers = list(pool.map(lambda one: ask(server, one[1], one[0][0])[0], zip(asked, prompts, strict=True)))
+    for (adapter, _), prompt, answer in zip(asked, prompts, answers, strict=True):
+        oracles[adapter].check(prompt, answer, TOLERANCE)
+
+
 def test_cached_prefixes_are_kept_apart(server, oracles):
     prompt = random_prompt(200, VOCABULARY, seed=3)
     for adapter in (None, "all", "some"):
