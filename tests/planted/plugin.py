@@ -92,11 +92,18 @@ PLUGIN = (
         f"{_CACHE_TESTS}::test_the_users_choice_stays",
     ),
     Mistake(
-        "requests: a token beyond the vocabulary",
+        "requests: a token beyond 64 bits",
         f"{_PLUGIN}/http_requests.py",
-        "0, config.vocab_size - 1)",
-        "0, config.vocab_size)",
+        'check_range("input_ids", (min(input_ids), max(input_ids)), 0, config.vocab_size - 1)',
+        "pass",
         f"{_HTTP_TESTS}::test_tokenizing_refuses",
+    ),
+    Mistake(
+        "requests: a token beyond the vocabulary",
+        f"{_PLUGIN}/request_values.py",
+        "int(ids.max())), 0, vocabulary - 1)",
+        "int(ids.max())), 0, vocabulary)",
+        "tests/plugin/test_scheduler_requests.py::test_what_nothing_in_front_has_refused",
     ),
     Mistake(
         "requests: top_k is not checked",
