@@ -15,6 +15,7 @@ GROUPS = {
     "sparse_attention": r"^_(shared_lists|tile|row|merge|shared_blocks)_kernel",
     "select_blocks": r"^_(coarse_lse|score|top_k)_kernel",
     "compress_keys": r"^_compress_kernel",
+    "LoRA": r"lora|sgmv",
     "lightning": r"^_(step|sum|scan|walk)_kernel|seg_la|simple_gla|lightning",
     "dense attention": r"Batch(Prefill|Decode)|flash_?(attn|fwd)|flashinfer.*attention|VariableLengthMerge",
     "norms, rope, gates": r"^_(scaled_add_norm|qk_norm_rope|gated_norm|mean_square_part|sigmoid_gate)_kernel"

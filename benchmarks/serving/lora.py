@@ -7,8 +7,9 @@ From the root of the repository. Adapters are random, of every linear layer, and
 Engines run one after the other, each in a process of its own: the model alone, the model with eight adapters, and the
 model with the first of them merged into its weights, which is written to WORK (19 GB). Answers to fixed random prompts
 with the first adapter are compared with those of merged weights; both round to bfloat16, at different places, and the
-model alone shows how far apart answers are without the adapter. Then milliseconds per token of a batch while all of its
-requests generate, with no adapter, one, and all eight. A table ends the run.
+model alone shows how far apart answers are without the adapter. Then milliseconds per token of a batch while all of
+its requests generate, with no adapter, one, and all eight; ``--profile`` writes what its decode steps consist of to a
+file of its own. A table ends the run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 from benchmarks.common import results_file, streams
 from benchmarks.common.options import add_engine_options, check_least
+from benchmarks.serving import step_profile
 from benchmarks.serving.speed import SHARED_OPTIONS, positive_integers
 from benchmarks.serving.tensor_parallel import compare, fixed_prompts
 from sala_sglang.config import SALAConfig
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # imported where an engine runs
 
 ENGINES = "alone", "adapters", "merged"
 ADAPTERS = 8
+PROFILE_STEPS = 32
 COLUMNS = (
     "date", "engine", "measured", "rank", "adapters", "requests", "prompt_tokens", "new_tokens", "repetitions",
     "decode_ms_per_token", "equal_tokens", "max_logprob_difference", "peak_memory_mib", *results_file.SURROUNDINGS,
@@ -60,6 +63,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-length", type=int, default=2048, help="their prompt length (default: 2048)")
     parser.add_argument("--new-tokens", type=int, default=65, help="tokens to generate per request (default: 65)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured batches of each kind (default: 3)")
+    parser.add_argument("--profile", type=Path, help="CSV file; what the batches' decode steps consist of is appended")
     add_engine_options(parser)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
@@ -113,7 +117,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import sglang
 
     config = json.loads((arguments.model / "config.json").read_text())
-    longest = max(*arguments.answer_lengths, arguments.batch_length) + arguments.new_tokens
+    new_tokens = max(arguments.new_tokens, step_profile.decode_tokens(PROFILE_STEPS))
+    longest = max(*arguments.answer_lengths, arguments.batch_length) + new_tokens
     options = SHARED_OPTIONS | {"load_format": "auto", "context_length": longest + 64, "device": arguments.device}
     if arguments.worker == "adapters":
         options |= {"enable_lora": True, "max_loras_per_batch": ADAPTERS + 1, "max_loaded_loras": ADAPTERS + 1}
@@ -131,6 +136,8 @@ def measure(arguments: argparse.Namespace) -> None:
         for used in (0, 1, ADAPTERS) if arguments.worker == "adapters" else (0,):
             row = common | measure_batch(engine, config, used, arguments)
             results_file.record(arguments.output, row, COLUMNS)
+            if arguments.profile:
+                profile_batch(engine, config, used, common, arguments)
     finally:
         engine.shutdown()
     answers_file(arguments, arguments.worker).write_text(json.dumps({"common": common, "answers": answers}))
@@ -151,13 +158,10 @@ def answer(engine: Engine, prompt: list[int], new_tokens: int, adapter: str | No
 
 def measure_batch(engine: Engine, config: dict, used: int, arguments: argparse.Namespace) -> dict:
     """Medians of batches whose requests use the first ``used`` adapters in turn, after one that does not count."""
-    names = list(adapters(arguments))[:used] or [""]
-    requested = [names[number % len(names)] for number in range(arguments.requests)]
     decodes = []
     with results_file.peak_memory(arguments.device) as memory:
         for _ in range(arguments.repetitions + 1):
-            prompts = [streams.random_prompt(config, arguments.batch_length) for _ in requested]
-            given = {"lora_path": requested} if used else {}
+            prompts, given = batch(config, used, arguments)
             decodes.append(streams.decode_seconds(streams.stream(engine, prompts, arguments.new_tokens, **given)))
     return {
         "measured": "batch",
@@ -168,6 +172,30 @@ def measure_batch(engine: Engine, config: dict, used: int, arguments: argparse.N
         "decode_ms_per_token": round(statistics.median(decodes[1:]) * 1e3, 3),
         "peak_memory_mib": memory["peak_mib"],
     }
+
+
+def profile_batch(engine: Engine, config: dict, used: int, common: dict, arguments: argparse.Namespace) -> None:
+    """Rows for each group of kernels in the decode steps of one such batch."""
+    name = f"{arguments.worker}-rank{arguments.rank}-{used}"
+    folder = arguments.profile.with_suffix("")
+    profiler = step_profile.profiler_options(arguments.device, folder, name)
+    prompts, given = batch(config, used, arguments)
+    step_profile.record_decode(engine, prompts, PROFILE_STEPS, profiler, **given)
+    about = {name: value for name, value in common.items() if name in step_profile.COLUMNS} | {
+        "engine": f"{arguments.worker}, rank {arguments.rank}, {used} used",
+        "step": f"decode of {arguments.requests}",
+        "requests": arguments.requests,
+        "context_tokens": arguments.batch_length,
+    }
+    for row in step_profile.decode_rows(step_profile.read_trace(folder, name, arguments.device), PROFILE_STEPS):
+        results_file.record(arguments.profile, about | row, step_profile.COLUMNS)
+
+
+def batch(config: dict, used: int, arguments: argparse.Namespace) -> tuple[list[list[int]], dict]:
+    """Random prompts, and the arguments that give them the first ``used`` adapters in turn."""
+    prompts = [streams.random_prompt(config, arguments.batch_length) for _ in range(arguments.requests)]
+    names = list(adapters(arguments))[:used]
+    return prompts, {"lora_path": [names[number % used] for number in range(arguments.requests)]} if used else {}
 
 
 def compared(arguments: argparse.Namespace) -> list[dict]:

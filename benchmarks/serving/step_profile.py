@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import results_file
 from benchmarks.common.kernel_trace import Kernel, breakdown, read, step_starts
@@ -87,10 +87,13 @@ def record_prefill(engine: Engine, prompt: list[int], profiler: dict) -> None:
     engine.stop_profile()
 
 
-def record_decode(engine: Engine, prompts: list[list[int]], steps: int, profiler: dict) -> None:
-    """Record ``steps`` steps, from when all requests have their first token."""
-    waiting, started = set(range(len(prompts))), False
-    for event in engine.generate(input_ids=prompts, sampling_params=greedy(decode_tokens(steps)), stream=True):
+def record_decode(engine: Engine, prompts: list[list[int]], steps: int, profiler: dict, **request: Any) -> None:
+    """Record ``steps`` steps, from when all requests have their first token.
+
+    request: further arguments of ``engine.generate``.
+    """
+    waiting, started, sampling = set(range(len(prompts))), False, greedy(decode_tokens(steps))
+    for event in engine.generate(input_ids=prompts, sampling_params=sampling, stream=True, **request):
         waiting.discard(event["index"])
         if not waiting and not started:
             engine.start_profile(**profiler, num_steps=steps)
