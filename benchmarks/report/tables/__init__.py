@@ -1,0 +1,5 @@
+"""All tables by the names under which the templates ask for them."""
+
+from benchmarks.report.tables import evaluation, history, operators, serving, soak
+
+TABLES = serving.TABLES | operators.TABLES | evaluation.TABLES | soak.TABLES | history.TABLES

@@ -1,0 +1,84 @@
+"""Tables of rows that newer ones supersede, and of changes that were measured before and after."""
+
+from dataclasses import replace
+
+from benchmarks.report.table import Column, Table, median
+from benchmarks.report.tables import operators, serving
+
+DATE = Column("date", "date", verbatim=True)
+COMMIT = Column("commit", "commit", verbatim=True)
+ENGINE = Column("engine", "engine")
+PROMPT = Column("prompt_tokens", "")
+
+
+def superseded(table: Table, *down: Column, values: tuple[Column, ...] = (), across: tuple[Column, ...] = ()) -> Table:
+    """Rows that newer ones supersede in ``table``, by date and commit; repeated runs of a commit show their median."""
+    return replace(
+        table,
+        superseded=True,
+        prepare=None,
+        down=(DATE, COMMIT, *down),
+        across=across,
+        values=values or table.values,
+        reduce=median,
+    )
+
+
+REGROUPED = replace(
+    operators.SERVING,
+    sources=("operators/run_regrouped.csv",),
+    key=(),
+    prepare=None,
+    down=(operators.OPERATOR, operators.CASE),
+    across=(operators.COMMIT,),
+    values=(operators.TIME,),
+    baseline="the commit on the left",
+    reduce=median,
+)
+REGROUPED_SPEED = replace(
+    serving.SPEED,
+    sources=("serving/speed_regrouped.csv",),
+    where={},
+    key=(),
+    down=(serving.REQUESTS, serving.PROMPT, Column("gpu_of_the_host", "GPU of the host")),
+    across=(operators.COMMIT,),
+    values=(serving.TTFT, serving.DECODE),
+    shapes=serving.SHAPES,
+    baseline="the other commit",
+    reduce=median,
+)
+TABLES = {
+    "first token by commit": superseded(
+        serving.SPEED, ENGINE, serving.WEIGHTS, across=(PROMPT,), values=(serving.TTFT,)
+    ),
+    "further tokens by commit": superseded(
+        serving.SPEED, ENGINE, serving.WEIGHTS, across=(PROMPT,), values=(serving.DECODE,)
+    ),
+    "batches by commit": superseded(serving.BATCHES, serving.WEIGHTS, serving.REQUESTS, serving.PROMPT),
+    "memory by commit": superseded(serving.START_MEMORY, ENGINE, Column("what", "MiB after the start")),
+    "steps by commit": superseded(
+        serving.STEPS, Column("step", "step"), Column("context_tokens", "at"), across=(Column("group", ""),)
+    ),
+    "side by side by commit": superseded(
+        serving.SIDE_BY_SIDE, ENGINE, serving.PROMPT, values=(serving.TTFT, serving.DECODE)
+    ),
+    "race by commit": superseded(serving.RACE, ENGINE, *serving.RACE.down),
+    "operators by commit": superseded(
+        operators.SERVING, operators.OPERATOR, operators.CASE, Column("implementation", "implementation")
+    ),
+    "grouped arguments: operators": REGROUPED,
+    "grouped arguments: host": operators.HOST,
+    "grouped arguments: servers": REGROUPED_SPEED,
+    "variants": replace(
+        serving.SPEED,
+        sources=("serving/speed_variants.csv",),
+        where={},
+        key=(),
+        down=(Column("variant", "variant"), COMMIT, serving.REQUESTS, serving.PROMPT),
+        across=(),
+        values=(serving.TTFT, serving.DECODE),
+        shapes=serving.SHAPES,
+        baseline="as it served",
+        reduce=median,
+    ),
+}
