@@ -73,20 +73,14 @@ def figures(plot: Plot, rows: list[Row]) -> str:
     points = plot.points(rows)
     places = list(dict.fromkeys(x for line in points.values() for x in line))
     head = "".join(f"<th>{escape(name)}</th>" for name in (plot.x.heading, *points))
-    lines = [
-        "".join(f"<td>{shown(line[x], 4) if x in line else ''}</td>" for line in points.values()) for x in places
-    ]
-    body = "".join(
-        f"<tr><th>{escape(plot.x.text(x))}</th>{line}</tr>" for x, line in zip(places, lines, strict=True)
-    )
+    lines = ["".join(f"<td>{shown(line[x], 4) if x in line else ''}</td>" for line in points.values()) for x in places]
+    body = "".join(f"<tr><th>{escape(plot.x.text(x))}</th>{line}</tr>" for x, line in zip(places, lines, strict=True))
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def not_there(missing: list[Plot]) -> str:
     """Plots without rows, and what would measure them."""
-    lines = "".join(
-        f"<li>{escape(plot.title)}: <code>{escape(plot.table.command)}</code></li>" for plot in missing
-    )
+    lines = "".join(f"<li>{escape(plot.title)}: <code>{escape(plot.table.command)}</code></li>" for plot in missing)
     return f"<section><h2>No rows yet</h2><ul>{lines}</ul></section>" if missing else ""
 
 

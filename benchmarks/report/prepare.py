@@ -4,7 +4,11 @@ import statistics
 from collections.abc import Callable
 from datetime import datetime
 
+from benchmarks.operators import crossover
+from benchmarks.operators.harness.sizes import RELEASED
+from benchmarks.operators.run import all_cases
 from benchmarks.report.where import Row
+from benchmarks.serving.side_by_side import ratios
 
 BUSY_WATTS = 450
 POWER_CAP = 0x4  # bit of NVML's reasons for lower clocks
@@ -56,8 +60,6 @@ def times_faster(rows: list[Row]) -> list[Row]:
     """How many times faster every engine is than the baselines, by GPU and prompt length."""
     found: list[Row] = []
     for gpu in dict.fromkeys(row.get("gpu", "") for row in rows):
-        from benchmarks.serving.side_by_side import ratios
-
         here = [row for row in rows if row.get("gpu", "") == gpu]
         found += [{"gpu": gpu} | {name: str(value) for name, value in ratio.items()} for ratio in ratios(here)]
     return found
@@ -90,9 +92,6 @@ def percent(column: str) -> Callable[[list[Row]], list[Row]]:
 
 def aims(rows: list[Row]) -> list[Row]:
     """What the cases of ``benchmarks.operators.run`` aim at, beside what was measured."""
-    from benchmarks.operators.harness.sizes import RELEASED
-    from benchmarks.operators.run import all_cases
-
     texts = {
         (case.operator, case.name): ", ".join(f"{target.value:g} {target.unit}" for target in case.targets)
         for case in all_cases(RELEASED)
@@ -116,8 +115,6 @@ def _run(row: Row) -> tuple[str, ...]:
 
 def whole_layers(rows: list[Row]) -> list[Row]:
     """The parts of a sparse layer, and both together beside the dense one."""
-    from benchmarks.operators import crossover
-
     found = list(rows)
     for phase in dict.fromkeys(row["phase"] for row in rows):
         both = crossover.lines(rows, phase)["both"]

@@ -18,7 +18,7 @@ NUMBER = re.compile(r"-?[\d,]*\.?\d*")
 class Column:
     """A column of the rows under a heading.
 
-    Numbers are shown times ``scale`` with so many significant ``digits`` (None: all of them); ``verbatim``: as they are.
+    Numbers are shown times ``scale`` with so many significant ``digits`` (None: all); ``verbatim``: as they are.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of ``sources`` where ``where`` holds: a line for all values of ``down``, side by side by those of ``across``.
+    """Rows of ``sources`` where ``where`` holds: a line for values of ``down``, side by side by those of ``across``.
 
     key: columns that say what a row measures; then only the newest row of each counts, or, with ``superseded``, all
     others. Without a key all rows count. show: which of these are shown. prepare: makes the rows of the table of them.

@@ -1,9 +1,9 @@
 """Which rows are meant: conditions on the values of columns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 Row = dict[str, str]
-Where = Mapping[str, Callable[[str], bool]]
+Where = dict[str, Callable[[str], bool]]
 
 
 def given(value: str) -> bool:

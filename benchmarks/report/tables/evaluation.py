@@ -7,6 +7,7 @@ from benchmarks.report.table import Column, Table, mean
 from benchmarks.report.where import given
 
 SHAPES = "sala-tiny, trained; not the released model"
+BETWEEN = "at depths from {:.0%} to {:.0%}".format(*prepare.MIDDLE_DEPTHS)
 BASELINE = "random blocks, and dense attention"
 BLOCKS = Table(
     sources=("training/sala_tiny_blocks.csv",),
@@ -23,7 +24,7 @@ RETRIEVAL = Table(
     prepare=prepare.middle_depths,
     down=(Column("prompt_tokens", "prompt tokens"),),
     across=(Column("attention", ""),),
-    values=(Column("found", "found %", 3), Column("found_between", "at depths 25 to 75 %", 3)),
+    values=(Column("found", "found %", 3), Column("found_between", BETWEEN, 3)),
     shapes=SHAPES,
     baseline=BASELINE,
     command="python -m benchmarks.evaluation.retrieval",

@@ -56,7 +56,12 @@ ROWS = replace(
 )
 LINEAR = Table(
     sources=("operators/linear.csv",),
-    down=(Column("product", "product"), Column("outputs", "outputs"), Column("inputs", "inputs"), Column("rows", "rows")),
+    down=(
+        Column("product", "product"),
+        Column("outputs", "outputs"),
+        Column("inputs", "inputs"),
+        Column("rows", "rows"),
+    ),
     across=(Column("kernel", ""),),
     values=(TIME,),
     key=("product", "rows", "kernel"),

@@ -146,7 +146,7 @@ TABLES = {
         SIDE_BY_SIDE,
         prepare=prepare.times_faster,
         down=(PROMPT, Column("baseline", "beside")),
-        values=(Column("ttft_times", "first token"), Column("decode_times", "further tokens")),
+        values=(Column("ttft_times", "first token", 3), Column("decode_times", "further tokens", 3)),
     ),
     "race: durations": RACE,
     "race: throughput": replace(RACE, values=(Column("output_tokens_per_s", "output tokens/s", 4),)),
