@@ -6,11 +6,11 @@
 
 From the root of the repository. Each engine runs in a process of its own, one after the other, and starts once, with a
 pool of keys and values for the longest prompt and two running requests, without a prefix cache. Per length: time to
-first token and milliseconds per further token, medians over the repetitions after one warm-up; a request of more than
-15 seconds counts by itself, without warm-up. What an engine cannot hold or does not survive stands in its row, and
-lengths that ``--minutes`` has no time for are left out. Rows are appended as they are measured, and what the CSV file
-has for an engine, length, commit and GPU is not measured again. A table, how many times faster than the baselines, and
-a plot beside the CSV file end the run; ``--plot`` makes them from rows of earlier runs.
+first token and milliseconds per further token, medians over the repetitions after one warm-up; requests that will take
+more than 12 seconds are asked once, without warm-up of that length. What an engine cannot hold or does not survive
+stands in its row, and lengths that ``--minutes`` has no time for are left out. Rows are appended as they are measured,
+and what the CSV file has for an engine, length, commit and GPU is not measured again. A table, how many times faster
+than the baselines, and a plot beside the CSV file end the run; ``--plot`` makes them from rows of earlier runs.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ ENGINES = {
     **QWEN3_ENGINES,
 }
 OPTIONS = speed.SHARED_OPTIONS | {"load_format": "auto", "max_running_requests": 2, "mem_fraction_static": 0.88}
+SLOTS_BESIDE = 64  # tokens of a page, beyond prompt and answer
 SLACK_TOKENS = 1024  # of the pool, beyond the longest request
-LONG_SECONDS = 15.0  # of a request that is asked once
+WARM_UP_TOKENS = 32_768  # beyond what this model attends to densely
+LONG_SECONDS = 12.0  # of requests that are asked once
 MEASURED = "measured"
 COLUMNS = (
     "date", "engine", "outcome", "prompt_tokens", "new_tokens", "repetitions", "ttft_s", "decode_ms_per_token",
@@ -147,7 +149,7 @@ def missing(name: str, arguments: argparse.Namespace) -> list[int]:
 
 def engine_options(name: str, arguments: argparse.Namespace) -> dict:
     """Arguments of sglang.Engine: context and pool with room for the longest prompt and its answer."""
-    context = arguments.lengths[-1] + arguments.new_tokens + 64
+    context = arguments.lengths[-1] + arguments.new_tokens + SLOTS_BESIDE
     sizes = {"context_length": context, "max_total_tokens": context + SLACK_TOKENS, "device": arguments.device}
     return OPTIONS | sizes | ENGINES[name][0] | arguments.engine_options
 
@@ -179,48 +181,52 @@ def measured(engine: Engine, config: dict, deadline: float, arguments: argparse.
     info = engine.get_server_info()
     pool_tokens = info["max_total_num_tokens"]
     pool_mib = info["internal_states"][0]["memory_usage"]["kvcache"] * 1024
-    seen: list[tuple[int, float]] = []
     left = missing(arguments.worker, arguments)
+    room = arguments.new_tokens + SLOTS_BESIDE
+    seen = warm_up(engine, config, min(WARM_UP_TOKENS, left[-1], pool_tokens - room), arguments.new_tokens)
     for number, length in enumerate(left, start=1):
         common = {"prompt_tokens": length, "new_tokens": arguments.new_tokens, "pool_tokens": pool_tokens}
-        needed = length + arguments.new_tokens + 64
-        if needed > pool_tokens:
+        if length + room > pool_tokens:
             yield common | {"outcome": f"does not fit: the memory holds {pool_tokens} tokens"}
             continue
         expected, remaining = expected_seconds(seen, length), deadline - time.monotonic()
-        print(f"{arguments.worker}: {number} of {len(left)}, {length} tokens, about {expected:.0f} s", flush=True)
+        print(f"{arguments.worker}: {number} of {len(left)}, {length} tokens, about {expected:.1f} s", flush=True)
         if expected > remaining:
             print(f"{arguments.worker}: {length} tokens are left out, {remaining:.0f} s remain", flush=True)
             continue
-        row = measure_length(engine, config, length, arguments)
-        seen.append((length, row["ttft_s"]))
+        row = measure_length(engine, config, length, expected > LONG_SECONDS, arguments)
+        seen[length] = row["ttft_s"]
         if row["peak_memory_mib"]:
-            row["needed_memory_mib"] = round(row["peak_memory_mib"] - pool_mib * (1 - needed / pool_tokens))
+            row["needed_memory_mib"] = round(row["peak_memory_mib"] - pool_mib * (1 - (length + room) / pool_tokens))
         yield common | {"outcome": MEASURED} | row
 
 
-def expected_seconds(seen: list[tuple[int, float]], length: int) -> float:
-    """Of the first token, from those of the last two lengths: it grows with a power of the length between 1 and 2."""
-    if not seen:
-        return 0.0
-    last, seconds = seen[-1]
-    power = 2.0
-    if len(seen) > 1:
-        before, earlier = seen[-2]
+def warm_up(engine: Engine, config: dict, length: int, new_tokens: int) -> dict[int, float]:
+    """Compile what is compiled at the first request; seconds to the first token of one after it, by length."""
+    for _ in range(2):
+        seconds, _ = one_request(engine, random_prompt(config, length), new_tokens)
+    return {length: seconds}
+
+
+def expected_seconds(seen: dict[int, float], length: int) -> float:
+    """To the first token, from the two longest so far: it grows with a power of the length between 1 and 2.
+
+    With one so far, as if it grew with the length: that is the least it takes.
+    """
+    *others, (last, seconds) = sorted(seen.items())
+    power = 1.0
+    if others:
+        before, earlier = others[-1]
         power = min(2.0, max(1.0, math.log(seconds / earlier) / math.log(last / before)))
     return seconds * (length / last) ** power
 
 
-def measure_length(engine: Engine, config: dict, length: int, arguments: argparse.Namespace) -> dict:
-    """Medians of requests after one that does not count, unless it takes long: then it is the only one."""
+def measure_length(engine: Engine, config: dict, length: int, once: bool, arguments: argparse.Namespace) -> dict:
+    """Medians of requests after one that does not count, or of a single one."""
     with results_file.peak_memory(arguments.device) as memory:
-        start = time.monotonic()
-        found = [one_request(engine, random_prompt(config, length), arguments.new_tokens)]
-        once = time.monotonic() - start > LONG_SECONDS
-        if not once:
-            prompts = [random_prompt(config, length) for _ in range(arguments.repetitions)]
-            found = [one_request(engine, prompt, arguments.new_tokens) for prompt in prompts]
-    row = speed.single_row(length, found, memory["peak_mib"], arguments.new_tokens)
+        prompts = [random_prompt(config, length) for _ in range(1 if once else arguments.repetitions + 1)]
+        found = [one_request(engine, prompt, arguments.new_tokens) for prompt in prompts]
+    row = speed.single_row(length, found if once else found[1:], memory["peak_mib"], arguments.new_tokens)
     del row["requests"]
     return row | {"repetitions": speed.ONCE if once else arguments.repetitions}
 
@@ -256,18 +262,31 @@ def draw(path: Path, rows: list[dict]) -> None:
     """Time to first token and per further token over the prompt length, a line per engine."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
     except ModuleNotFoundError:
         print("no plot: matplotlib is not installed; --plot draws it from the CSV file elsewhere")
         return
+    good = [row for row in rows if row["outcome"] == MEASURED]
+    ticks = sorted({int(row["prompt_tokens"]) for row in good})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, (column, label) in zip(figure.subplots(1, 2), PLOTTED.items(), strict=True):
-        for name in dict.fromkeys(row["engine"] for row in rows if row["outcome"] == MEASURED):
-            own = [row for row in rows if (row["engine"], row["outcome"]) == (name, MEASURED)]
-            points = sorted((int(row["prompt_tokens"]), float(row[column])) for row in own)
+        for name in dict.fromkeys(row["engine"] for row in good):
+            points = sorted((int(row["prompt_tokens"]), float(row[column])) for row in good if row["engine"] == name)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel=label)
+        axis.set_xticks(ticks, [short(tokens) for tokens in ticks], minor=False)
+        axis.xaxis.set_minor_locator(NullLocator())
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted("{x:g}")
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def short(tokens: int) -> str:
+    """Such as 16K or 2M, where the number is a whole one."""
+    units = [(unit, name) for name, unit in TOKEN_UNITS.items() if tokens % unit == 0]
+    unit, name = max(units, default=(1, ""))
+    return f"{tokens // unit}{name}"
 
 
 if __name__ == "__main__":  # SGLang spawns workers that import this file
