@@ -35,6 +35,7 @@ COLUMNS = (
     "output_tokens_per_s", "total_tokens_per_s", "seed", "longest", "prompts", *results_file.SURROUNDINGS,
 )  # fmt: skip
 SHOWN = COLUMNS[1 : COLUMNS.index("seed")]
+COLOURS = [f"C{number}" for number in range(10)]  # of engines, by turns
 # What an SGLang server says about itself that decides how fast it is.
 OPTIONS = (
     "attention_backend", "chunked_prefill_size", "context_length", "cuda_graph_backend_prefill", "disable_radix_cache",
@@ -187,19 +188,12 @@ def draw(path: Path, rows: list[dict]) -> None:
     found = {(row["engine"], row["at_once"], row["requests"]): float(row["duration_s"]) for row in rows}
     engines = list(dict.fromkeys(engine for engine, *_ in found))
     stages = sorted({(int(at_once), int(count)) for _, at_once, count in found})
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.subplots()
-    width = 0.8 / max(1, len(engines))
-    for number, engine in enumerate(engines):
-        durations = [found.get((engine, str(at_once), str(count)), math.nan) for at_once, count in stages]
-        bars = axis.bar([place + number * width for place in range(len(stages))], durations, width, label=engine)
-        axis.bar_label(bars, fmt="%.0f", fontsize="small")
-    axis.set_xticks(
-        [place + (len(engines) - 1) * width / 2 for place in range(len(stages))],
-        [f"{at_once} at once, {count} requests" for at_once, count in stages],
-    )
-    axis.set(yscale="log", ylabel="seconds until all are answered")
-    axis.legend()
+    figure = Figure(figsize=(4 * len(stages), 3.5), layout="constrained")
+    for axis, (at_once, count) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        durations = [found.get((engine, str(at_once), str(count)), math.nan) for engine in engines]
+        axis.bar_label(axis.bar(engines, durations, color=COLOURS), fmt="{:.3g}", fontsize="small")
+        axis.set(title=f"{at_once} at once, {count} requests", ylabel="seconds until all are answered")
+        axis.tick_params(axis="x", rotation=20)
     figure.savefig(path, dpi=150)
 
 

@@ -262,18 +262,31 @@ def draw(path: Path, rows: list[dict]) -> None:
     """Time to first token and per further token over the prompt length, a line per engine."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
     except ModuleNotFoundError:
         print("no plot: matplotlib is not installed; --plot draws it from the CSV file elsewhere")
         return
+    good = [row for row in rows if row["outcome"] == MEASURED]
+    ticks = sorted({int(row["prompt_tokens"]) for row in good})
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, (column, label) in zip(figure.subplots(1, 2), PLOTTED.items(), strict=True):
-        for name in dict.fromkeys(row["engine"] for row in rows if row["outcome"] == MEASURED):
-            own = [row for row in rows if (row["engine"], row["outcome"]) == (name, MEASURED)]
-            points = sorted((int(row["prompt_tokens"]), float(row[column])) for row in own)
+        for name in dict.fromkeys(row["engine"] for row in good):
+            points = sorted((int(row["prompt_tokens"]), float(row[column])) for row in good if row["engine"] == name)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel=label)
+        axis.set_xticks(ticks, [short(tokens) for tokens in ticks], minor=False)
+        axis.xaxis.set_minor_locator(NullLocator())
+        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatted("{x:g}")
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def short(tokens: int) -> str:
+    """Such as 16K or 2M, where the number is a whole one."""
+    units = [(unit, name) for name, unit in TOKEN_UNITS.items() if tokens % unit == 0]
+    unit, name = max(units, default=(1, ""))
+    return f"{tokens // unit}{name}"
 
 
 if __name__ == "__main__":  # SGLang spawns workers that import this file
