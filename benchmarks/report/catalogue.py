@@ -6,7 +6,7 @@ from benchmarks.report import prepare
 from benchmarks.report.overview import ENGINE, FIRST, FURTHER, PROMPT, ROWS
 from benchmarks.report.plot import Plot, engine
 from benchmarks.report.table import Column, Table, mean
-from benchmarks.report.tables import evaluation, operators, serving
+from benchmarks.report.tables import evaluation, lora, operators, serving
 from benchmarks.report.where import beginning, one_of
 
 SPEED = replace(serving.SPEED, where=serving.SPEED.where | {"weights": one_of("random weights, of usual size")})
@@ -87,7 +87,7 @@ SECTIONS: dict[str, tuple[Plot, ...]] = {
         Plot("Clock of the GPU under load", SAMPLES, SECONDS, Column("sm_clock_mhz", "MHz")),
         Plot("Power of the GPU under load", SAMPLES, SECONDS, Column("power_w", "W")),
     ),
-    "Several GPUs, the prefix cache, memory": (
+    "Several GPUs, the prefix cache, adapters, memory": (
         Plot("Time to first token by number of GPUs", replace(serving.RANKS, where={"measured": one_of("one request")}),
              Column("prompt_tokens", "tokens of the prompt"), Column("ttft_s", "seconds"), TP, "bars",
              label=prepare.gpus),
@@ -98,6 +98,8 @@ SECTIONS: dict[str, tuple[Plot, ...]] = {
         Plot("Time to first token of two questions over one document",
              replace(serving.PREFIX_CACHE, where={"measured": one_of("first question", "second question")}),
              Column("measured", ""), Column("ttft_s", "seconds"), None, "bars"),
+        Plot("Time per further token with adapters of LoRA", replace(lora.COST, prepare=prepare.used_adapters),
+             Column("engine", ""), Column("decode_ms_per_token", "ms"), Column("rank", ""), "bars", label=prepare.rank),
         Plot("Memory computed from shapes", CAPACITY, Column("load", "requests × tokens"),
              Column("bytes", "GiB", scale=2**-30), Column("what", ""), "stacked"),
     ),

@@ -52,6 +52,8 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "figure.constrained_layout.h_pad": 0.1,
+    "figure.constrained_layout.w_pad": 0.1,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "axes.prop_cycle": cycler(color=[drawn for drawn, *_ in PALETTE]),
@@ -82,8 +84,11 @@ def svg(plots: Sequence[Plot], rows: Sequence[list[Row]], width: float) -> str:
 
 def _legend(labels: list[str], width: float) -> tuple[int, int]:
     """Columns and lines of a legend; no lines where there is nothing to tell apart."""
-    columns = min(len(labels), max(1, int(width * 11 // (max(map(len, labels)) + 6))))
-    return columns, math.ceil(len(labels) / columns) if len(labels) > 1 else 0
+    room = width * 11  # letters
+    if sum(len(label) + 6 for label in labels) <= room:
+        return len(labels), min(1, len(labels) - 1)
+    columns = max(1, int(room // (max(map(len, labels)) + 6)))
+    return columns, math.ceil(len(labels) / columns)
 
 
 def _for_pages(text: str, name: str) -> str:
@@ -91,7 +96,7 @@ def _for_pages(text: str, name: str) -> str:
     text = text[text.index("<svg ") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r' id="([a-zA-Z]+_\d+)"', "", text)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)
     text = re.sub(r'(id="|#)((?:m|p|C)[\da-f]{8,})', rf"\g<1>{name}-\2", text)
     for drawn, variable, light, _ in COLOURS:
         text = text.replace(drawn, f"var(--{variable}, {light})")
@@ -197,8 +202,9 @@ def ranked(axis: Axes, plot: Plot, series: Series) -> None:
         drawn = axis.barh(at, list(points.values()), height * 0.9, label=name)
         axis.bar_label(drawn, [f"{y:,.3g}" for y in points.values()], padding=2, fontsize=8.5)
     for number, place in enumerate(places):
-        axis.text(0, number - 0.06, f" {place}", va="bottom", fontsize=9.5)
+        axis.text(0, number - 0.06, place, va="bottom", fontsize=9.5)
     axis.set(xlabel=plot.y.heading, ylim=(len(places) - 0.3, -0.5), yticks=[])
+    axis.spines.left.set_visible(False)
     axis.grid(False, axis="y")
     axis.margins(x=0.12)
 

@@ -1,6 +1,7 @@
 """The plot of the README: time to first token and per further token over context, all engines on one GPU."""
 
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 from benchmarks.report import prepare
@@ -61,9 +62,9 @@ def draw_overview(results: Path) -> None:
 
 def overview(results: Path) -> str:
     """The picture as the text of a file."""
-    text = svg(OVERVIEW.plots, [plot.rows(results) for plot in OVERVIEW.plots], 11)
+    text = svg(OVERVIEW.plots, [plot.rows(results) for plot in OVERVIEW.plots], 9.5)
     head = (
-        f"<title>{OVERVIEW.title}</title><desc>{OVERVIEW.description(results)}</desc>"
+        f"<title>{OVERVIEW.title}</title><desc>{escape(OVERVIEW.description(results))}</desc>"
         f"<style>svg{{{LIGHT}--paper:{BACKGROUND[0]}}}"
         f"@media (prefers-color-scheme:dark){{svg{{{DARK}--paper:{BACKGROUND[1]}}}}}</style>"
         f'<rect width="100%" height="100%" rx="8" fill="var(--paper, {BACKGROUND[0]})"/>'

@@ -163,5 +163,14 @@ def at_most(most: int) -> Callable[[str], bool]:
     return lambda value: int(value) <= most
 
 
+def used_adapters(rows: list[Row]) -> list[Row]:
+    """The engine and how many adapters are in use in one name."""
+    return [row | {"engine": f"{row['engine']},\n{row['adapters']} in use"} for row in rows]
+
+
+def rank(number: str) -> str:
+    return f"rank {number}"
+
+
 def gpus(number: str) -> str:
     return f"{number} GPU" + ("s" if number != "1" else "")

@@ -1,5 +1,5 @@
 """All tables by the names under which the templates ask for them."""
 
-from benchmarks.report.tables import evaluation, history, operators, serving, soak
+from benchmarks.report.tables import evaluation, history, lora, operators, serving, soak
 
-TABLES = serving.TABLES | operators.TABLES | evaluation.TABLES | soak.TABLES | history.TABLES
+TABLES = serving.TABLES | operators.TABLES | evaluation.TABLES | soak.TABLES | lora.TABLES | history.TABLES

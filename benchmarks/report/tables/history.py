@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from benchmarks.report.prepare import LIBRARIES
 from benchmarks.report.table import Column, Table, median
 from benchmarks.report.tables import operators, serving
+from benchmarks.report.where import one_of
 
 DATE = Column("date", "date", verbatim=True)
 COMMIT = Column("commit", "commit", verbatim=True)
@@ -65,6 +67,15 @@ TABLES = {
     "race by commit": superseded(serving.RACE, ENGINE, *serving.RACE.down),
     "operators by commit": superseded(
         operators.SERVING, operators.OPERATOR, operators.CASE, Column("implementation", "implementation")
+    ),
+    "linear by commit": superseded(operators.LINEAR, *operators.LINEAR.down, across=operators.LINEAR.across),
+    "ceilings by commit": superseded(operators.CEILINGS, operators.OPERATOR, operators.CASE),
+    "libraries by commit": superseded(
+        replace(operators.LIBRARIES, where=operators.LIBRARIES.where | {"implementation": one_of(*LIBRARIES)}),
+        operators.OPERATOR,
+        operators.CASE,
+        Column("implementation", "library"),
+        values=(operators.TIME,),
     ),
     "grouped arguments: operators": REGROUPED,
     "grouped arguments: host": operators.HOST,
