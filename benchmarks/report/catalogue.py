@@ -6,7 +6,7 @@ from benchmarks.report import prepare
 from benchmarks.report.overview import ENGINE, FIRST, FURTHER, PROMPT, ROWS
 from benchmarks.report.plot import Plot, engine
 from benchmarks.report.table import Column, Table, mean
-from benchmarks.report.tables import evaluation, lora, operators, serving
+from benchmarks.report.tables import evaluation, lora, operators, serving, training
 from benchmarks.report.where import beginning, one_of
 
 SPEED = replace(serving.SPEED, where=serving.SPEED.where | {"weights": one_of("random weights, of usual size")})
@@ -38,6 +38,7 @@ TOKENS = Column("tokens", "tokens of the conversation")
 MODE = Column("mode", "")
 DEPTH = Column("depth", "depth")
 FOUND = Column("found", "% found")
+RULER = replace(evaluation.RULER, show={"harness": one_of("lm-eval")}, reduce=mean)
 OPTIMIZERS = Table(
     sources=("training/optimizers.csv",),
     down=(),
@@ -120,10 +121,16 @@ SECTIONS: dict[str, tuple[Plot, ...]] = {
         Plot("Answers found in the plain model", evaluation.BLOCKS, TOKENS, FOUND, MODE, log="x"),
         *(found_map(attention, evaluation.RETRIEVAL, "on a CPU") for attention in ATTENTIONS),
         *(found_map(attention, ON_GPU, "on a GPU") for attention in ATTENTIONS),
+        Plot("RULER by how it is asked, mean of the tasks", RULER, Column("length", "tokens"),
+             Column("score", "%", scale=100), Column("settings", ""), log="x"),
         Plot("Building a prompt of an evaluation", evaluation.PROMPTS, PROMPT, Column("seconds_per_prompt", "seconds"),
              Column("counted", ""), log="xy"),
     ),
-    "Training sala-tiny": (
+    "Training": (
+        Plot("Prefill in transformers", replace(training.SPEED, where={"measured": one_of("prefill")}), PROMPT,
+             Column("seconds", "seconds"), Column("kernels", ""), log="xy"),
+        Plot("Training step in transformers", replace(training.SPEED, where={"measured": one_of("training step")}),
+             PROMPT, Column("seconds", "seconds"), Column("kernels", ""), log="xy"),
         Plot("Loss by optimizer", OPTIMIZERS, Column("step", "steps"), Column("loss", "loss"), Column("run", "")),
         Plot("Digits right by optimizer", OPTIMIZERS, Column("step", "steps"), Column("digits", "%", scale=100),
              Column("run", "")),

@@ -13,11 +13,13 @@ from benchmarks.report.facts import FACTS
 from benchmarks.report.overview import OVERVIEW, draw_overview
 from benchmarks.report.rows import RESULTS, ROOT
 from benchmarks.report.surroundings import sources, surroundings
-from benchmarks.report.table import markdown
+from benchmarks.report.table import Table, markdown
 from benchmarks.report.tables import TABLES
+from benchmarks.report.tables.history import OTHERS
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = ROOT / "docs" / "benchmarks" / "results"
+EVERYTHING_ELSE = "everything else that is superseded"
 NAME = re.compile(r"\{\{ (.+?) \}\}")
 MADE = "<!-- Made from the CSV files in benchmarks/results/ by python -m benchmarks.report.pages. -->\n"
 
@@ -39,7 +41,10 @@ def render(template: str, page: Path, results: Path) -> str:
 def _block(block: str, page: Path, results: Path) -> str:
     alone = NAME.fullmatch(block)
     if alone and alone[1] in TABLES:
-        return table(alone[1], page, results)
+        return table(TABLES[alone[1]], page, results)
+    if alone and alone[1] == EVERYTHING_ELSE:
+        older = {name: which for name, which in OTHERS.items() if which.chosen(results)}
+        return "\n\n".join(f"## {name}\n\n{table(which, page, results)}" for name, which in older.items())
     if alone and alone[1] == "overview":
         return f"![{OVERVIEW.title}]({os.path.relpath(OVERVIEW.path, page.parent)})" if OVERVIEW.rows(results) else ""
     found = {name: FACTS[name].text(results) for name in NAME.findall(block)}
@@ -48,12 +53,11 @@ def _block(block: str, page: Path, results: Path) -> str:
     return NAME.sub(lambda match: found[match[1]] or "", block)
 
 
-def table(name: str, page: Path, results: Path) -> str:
+def table(which: Table, page: Path, results: Path) -> str:
     """A table and the line below it."""
-    which = TABLES[name]
     rows = which.chosen(results)
     if not rows:
-        return f"*No row {'is superseded' if which.superseded else 'yet'}* (`{which.command}`)."
+        return f"*No row yet* (`{which.command}`)."
     about = f"{surroundings(rows, which.shapes, which.baseline)}. Rows: {sources(rows, page)}, `{which.command}`."
     wrapped = textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False)
     return f"{markdown(which.cells(rows))}\n\n{wrapped}"

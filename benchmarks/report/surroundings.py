@@ -33,16 +33,20 @@ def values(rows: list[Row], column: str) -> list[str]:
 
 def surroundings(rows: list[Row], shapes: str, baseline: str) -> str:
     """GPU, versions, shapes, baseline, weights, options, commits and dates of these rows."""
-    parts = [text.format(" and ".join(plain(values(rows, column)))) for column, text in FIELDS.items()
-             if values(rows, column)]  # fmt: skip
+    parts = [text.format(" and ".join(named)) for column, text in FIELDS.items() if (named := plain(rows, column))]
     parts += [shapes, f"baseline: {baseline}" if baseline else "no baseline", *options(rows), *commits(rows)]
     parts += [f"{name} not recorded" for column, name in REQUIRED.items() if not values(rows, column)]
     return "; ".join(part for part in parts if part)
 
 
-def plain(found: list[str]) -> list[str]:
-    """Without the build of torch; a machine without GPU is called CPU."""
-    return list(dict.fromkeys("CPU" if value == "none" else value.split("+cu")[0] for value in found))
+def plain(rows: list[Row], column: str) -> list[str]:
+    """Values without the build of torch; a machine without GPU is called CPU, weights by their path are said to be."""
+    found = [value.split("+cu")[0] for value in values(rows, column)]
+    if column == "gpu":
+        found = ["CPU" if value == "none" else value for value in found]
+    elif column == "weights":
+        found = [f"weights of {value}" if "/" in value else value for value in found]
+    return list(dict.fromkeys(value for value in found if value != "none"))
 
 
 def options(rows: list[Row]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 
 import pytest
@@ -10,17 +11,18 @@ import pytest
 from benchmarks.report.catalogue import SECTIONS
 from benchmarks.report.facts import FACTS
 from benchmarks.report.overview import OVERVIEW
-from benchmarks.report.pages import NAME, PAGES, TEMPLATES, render
+from benchmarks.report.pages import EVERYTHING_ELSE, NAME, PAGES, TEMPLATES, render
 from benchmarks.report.rows import RESULTS, by_age, complete, read
 from benchmarks.report.surroundings import surroundings
 from benchmarks.report.table import Column, Table, markdown, shown
 from benchmarks.report.tables import TABLES
-from benchmarks.report.where import matches
+from benchmarks.report.tables.history import OTHERS
 
 NOT_SHOWN = {
     "operators/variants.csv": "what was tried belongs to the lab notes",
     "operators/registers.csv": "the compiler's figures, which are no measurement",
 }
+ALL = [*TABLES.values(), *OTHERS.values()]
 TEMPLATE_NAMES = sorted(path.name for path in TEMPLATES.glob("*.md"))
 TYPED = re.compile(r"(?<![\w-])\d")
 NOT_TYPED = re.compile(r"`[^`]*`|“[^”]*”|\]\([^)]*\)|^    .*$|\{\{.*?\}\}", re.MULTILINE)
@@ -68,22 +70,41 @@ def test_a_typed_number_is_found():
 
 def test_every_table_and_fact_is_on_a_page():
     asked = {name for path in TEMPLATES.glob("*.md") for name in NAME.findall(path.read_text())}
-    assert asked == TABLES.keys() | FACTS.keys() | {"overview"}
+    assert asked == TABLES.keys() | FACTS.keys() | {"overview", EVERYTHING_ELSE}
 
 
 def test_every_result_file_is_shown():
     there = {str(path.relative_to(RESULTS)) for path in RESULTS.rglob("*.csv")}
-    shown_files = {source for one in TABLES.values() for source in one.sources}
+    shown_files = {source for one in ALL for source in one.sources}
     shown_files |= {source for plots in SECTIONS.values() for plot in plots for source in plot.table.sources}
     assert there - shown_files == NOT_SHOWN.keys()
 
 
 def test_no_row_is_lost():
     """What a newer row supersedes on its page is on the page of the history."""
-    pages = {tuple(sorted(one.items())) for which in TABLES.values() for one in which.chosen(RESULTS)}
-    for which in TABLES.values():
-        older = by_age([one for one in read(RESULTS, which.sources) if matches(one, which.where)], which.key)[1]
-        assert {tuple(sorted(one.items())) for one in older if which.key} <= pages, which.sources
+    pages = {tuple(sorted(one.items())) for which in ALL for one in which.chosen(RESULTS)}
+    for which in ALL:
+        older = replace(which, superseded=True, show={}).chosen(RESULTS) if which.key else []
+        assert {tuple(sorted(one.items())) for one in older} <= pages, which.sources
+
+
+def test_every_table_has_a_place_for_what_is_superseded():
+    older = {(which.sources, which.key) for which in ALL if which.superseded}
+    assert {(which.sources, which.key) for which in TABLES.values() if which.key} <= older
+
+
+def test_the_history_gets_a_section_when_something_is_superseded(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results")
+    path = tmp_path / "results" / "serving" / "prefix_cache.csv"
+    again = next(line for line in path.read_text().splitlines() if "first question" in line and "4.6069" in line)
+    path.write_text(path.read_text() + again.replace("4.6069", "4.5").replace("2026-11-24", "2026-12-01") + "\n")
+    pages = {
+        name: render((TEMPLATES / name).read_text(), PAGES / name, tmp_path / "results")
+        for name in ("history.md", "serving.md")
+    }
+    assert "| 4.5 |" in pages["serving.md"] and "4.607" not in pages["serving.md"]
+    assert "## The prefix cache" in pages["history.md"] and "4.607" in pages["history.md"]
+    assert "## The prefix cache" not in (PAGES / "history.md").read_text()
 
 
 def test_a_changed_result_changes_its_page(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.report import prepare
 from benchmarks.report.table import Column, Table, mean
-from benchmarks.report.where import given
+from benchmarks.report.where import given, one_of
 
 SHAPES = "sala-tiny, trained; not the released model"
 BETWEEN = "at depths from {:.0%} to {:.0%}".format(*prepare.MIDDLE_DEPTHS)
@@ -41,7 +41,29 @@ PROMPTS = Table(
     baseline="encoding the whole prompt",
     command="python -m benchmarks.evaluation.prompts",
 )
+LENGTH = Column("length", "")
+TOKENS = Column("length", "tokens")
+SCORE = Column("score", "%", 3, 100)
+RULER = Table(
+    sources=("evaluation/ruler.csv",),
+    show={"settings": one_of("recipe", "")},
+    down=(Column("model", "model"), Column("harness", "asked by"), Column("task", "task")),
+    across=(LENGTH,),
+    values=(SCORE,),
+    key=("model", "harness", "settings", "task", "length", "samples"),
+    shapes="those of the model; lengths in tokens",
+    baseline="",
+    command="python -m benchmarks.evaluation.ruler",
+)
 TABLES = {
+    "RULER": RULER,
+    "RULER settings": replace(
+        RULER,
+        show={"harness": one_of("lm-eval")},
+        down=(Column("model", "model"), Column("settings", "settings"), Column("samples", "samples of each task")),
+        baseline="the recipe",
+        reduce=mean,
+    ),
     "blocks": BLOCKS,
     "retrieval": RETRIEVAL,
     "retrieval on a GPU": replace(RETRIEVAL, sources=("evaluation/retrieval_gpu.csv",)),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.report.prepare import LIBRARIES
 from benchmarks.report.table import Column, Table, median
-from benchmarks.report.tables import operators, serving
+from benchmarks.report.tables import evaluation, lora, operators, serving, training
 from benchmarks.report.where import one_of
 
 DATE = Column("date", "date", verbatim=True)
@@ -18,6 +18,7 @@ def superseded(table: Table, *down: Column, values: tuple[Column, ...] = (), acr
     return replace(
         table,
         superseded=True,
+        show={},
         prepare=None,
         down=(DATE, COMMIT, *down),
         across=across,
@@ -61,10 +62,6 @@ TABLES = {
     "steps by commit": superseded(
         serving.STEPS, Column("step", "step"), Column("context_tokens", "at"), across=(Column("group", ""),)
     ),
-    "side by side by commit": superseded(
-        serving.SIDE_BY_SIDE, ENGINE, serving.PROMPT, values=(serving.TTFT, serving.DECODE)
-    ),
-    "race by commit": superseded(serving.RACE, ENGINE, *serving.RACE.down),
     "operators by commit": superseded(
         operators.SERVING, operators.OPERATOR, operators.CASE, Column("implementation", "implementation")
     ),
@@ -92,4 +89,28 @@ TABLES = {
         baseline="as it served",
         reduce=median,
     ),
+}
+# Sections of the page by their headings, which are left out until something is superseded.
+OTHERS = {
+    "Side by side": superseded(
+        serving.SIDE_BY_SIDE,
+        ENGINE,
+        serving.PROMPT,
+        values=(Column("outcome", "outcome"), serving.TTFT, serving.DECODE),
+    ),
+    "The race": superseded(serving.RACE, ENGINE, *serving.RACE.down),
+    "The prefix cache": superseded(serving.PREFIX_CACHE, *serving.PREFIX_CACHE.down),
+    "Several GPUs": superseded(serving.RANKS, Column("tp", "TP"), *serving.RANKS.down),
+    "Answers of several GPUs": superseded(serving.RANK_ANSWERS, *serving.RANK_ANSWERS.down),
+    "LoRA adapters": superseded(lora.COST, *lora.COST.down),
+    "Answers of adapters": superseded(lora.ANSWERS, ENGINE, *lora.ANSWERS.down),
+    "Steps with adapters": superseded(lora.STEPS, ENGINE, across=lora.STEPS.across),
+    "Rows that choose blocks": superseded(operators.ROWS, *operators.ROWS.down, Column("implementation", "by")),
+    "Sparse and dense layers": superseded(operators.CROSSOVER, operators.CONTEXT, Column("part", "part")),
+    "Sparse and dense layers, decode": superseded(
+        operators.CROSSOVER_DECODE, operators.CONTEXT, Column("part", "part")
+    ),
+    "Building prompts": superseded(evaluation.PROMPTS, *evaluation.PROMPTS.down, Column("counted", "counted")),
+    "RULER": superseded(evaluation.RULER, *evaluation.RULER.down, Column("settings", "settings"), evaluation.TOKENS),
+    "In transformers": superseded(training.SPEED, *training.SPEED.down, Column("kernels", "kernels")),
 }

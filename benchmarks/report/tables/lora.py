@@ -19,27 +19,25 @@ COST = Table(
     baseline="the same engine without adapters (alone), and with one merged into its weights (merged)",
     command="python -m benchmarks.serving.lora",
 )
-TABLES = {
-    "adapters": COST,
-    "answers of adapters": replace(
-        COST,
-        where={"measured": one_of("answer")},
-        down=(RANK, PROMPT, Column("new_tokens", "new tokens")),
-        across=(Column("engine", ""),),
-        values=(
-            Column("equal_tokens", "equal tokens"),
-            Column("max_logprob_difference", "largest difference of log-probabilities", 2),
-        ),
-        baseline="the engine with the adapter merged into its weights",
+ANSWERS = replace(
+    COST,
+    where={"measured": one_of("answer")},
+    down=(RANK, PROMPT, Column("new_tokens", "new tokens")),
+    across=(Column("engine", ""),),
+    values=(
+        Column("equal_tokens", "equal tokens"),
+        Column("max_logprob_difference", "largest difference of log-probabilities", 2),
     ),
-    "steps with adapters": replace(
-        COST,
-        sources=("serving/lora_profile.csv",),
-        where={},
-        down=(ENGINE,),
-        across=(Column("group", ""),),
-        values=(Column("ms_per_step", "ms", 3),),
-        key=("engine", "step", "requests", "context_tokens", "group"),
-        shapes=f"{full_size()}; a decode step",
-    ),
-}
+    baseline="the engine with the adapter merged into its weights",
+)
+STEPS = replace(
+    COST,
+    sources=("serving/lora_profile.csv",),
+    where={},
+    down=(ENGINE,),
+    across=(Column("group", ""),),
+    values=(Column("ms_per_step", "ms", 3),),
+    key=("engine", "step", "requests", "context_tokens", "group"),
+    shapes=f"{full_size()}; a decode step",
+)
+TABLES = {"adapters": COST, "answers of adapters": ANSWERS, "steps with adapters": STEPS}

@@ -91,6 +91,13 @@ HOST = Table(
     reduce=median,
 )
 
+CROSSOVER_DECODE = replace(
+    CROSSOVER,
+    where={"phase": one_of("decode")},
+    values=(TIME,),
+    shapes=f"{SHAPES}; a step of one request; µs",
+)
+
 TABLES = {
     "operators": SERVING,
     "ceilings": CEILINGS,
@@ -98,10 +105,5 @@ TABLES = {
     "Triton and CUDA C++": ROWS,
     "linear": LINEAR,
     "crossover: prefill": CROSSOVER,
-    "crossover: decode": replace(
-        CROSSOVER,
-        where={"phase": one_of("decode")},
-        values=(TIME,),
-        shapes=f"{SHAPES}; a step of one request; µs",
-    ),
+    "crossover: decode": CROSSOVER_DECODE,
 }
