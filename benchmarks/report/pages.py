@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.report.facts import FACTS
 from benchmarks.report.overview import OVERVIEW, draw_overview
-from benchmarks.report.rows import RESULTS, ROOT
+from benchmarks.report.rows import RESULTS, ROOT, read
 from benchmarks.report.surroundings import sources, surroundings
 from benchmarks.report.table import Table, markdown
 from benchmarks.report.tables import TABLES
@@ -57,7 +57,7 @@ def table(which: Table, page: Path, results: Path) -> str:
     """A table and the line below it."""
     rows = which.chosen(results)
     if not rows:
-        return f"*No row yet* (`{which.command}`)."
+        return "*None.*" if read(results, which.sources) else f"*No row yet* (`{which.command}`)."
     about = f"{surroundings(rows, which.shapes, which.baseline)}. Rows: {sources(rows, page)}, `{which.command}`."
     wrapped = textwrap.fill(about, 120, break_long_words=False, break_on_hyphens=False)
     return f"{markdown(which.cells(rows))}\n\n{wrapped}"

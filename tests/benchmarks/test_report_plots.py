@@ -96,10 +96,10 @@ class Parts(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.names, self.references = [], [], []
-        self.tags: dict[str, int] = {}
+        self.tags = set()
 
     def handle_starttag(self, tag, attributes):
-        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.tags.add(tag)
         if tag not in self.VOID:
             self.open.append(tag)
         for name, value in attributes:

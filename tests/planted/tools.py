@@ -178,4 +178,25 @@ TOOLS = (
         "int(value) < 2**63",
         "tests/test_cli.py::test_errors_name_argument_value_and_what_is_allowed",
     ),
+    Mistake(
+        "report: the oldest row counts",
+        "benchmarks/report/rows.py",
+        'for column in ("gpu", *key)): id(row) for row in in_order}',
+        'for column in ("gpu", *key)): id(row) for row in reversed(in_order)}',
+        "tests/benchmarks/test_report.py::test_the_newest_row_of_each_gpu_counts",
+    ),
+    Mistake(
+        "report: the slowest attention of the baseline counts",
+        "benchmarks/report/prepare.py",
+        "min(one[name], other[name], key=float)",
+        "max(one[name], other[name], key=float)",
+        "tests/benchmarks/test_report_plots.py::test_the_overview_has_every_engine_and_qwen_at_its_fastest",
+    ),
+    Mistake(
+        "report: what is superseded is nowhere",
+        "benchmarks/report/pages.py",
+        "for name, which in OTHERS.items() if which.chosen(results)}",
+        "for name, which in OTHERS.items() if not which.superseded}",
+        "tests/benchmarks/test_report.py::test_the_history_gets_a_section_when_something_is_superseded",
+    ),
 )
