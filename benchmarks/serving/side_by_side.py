@@ -54,7 +54,7 @@ ENGINES = {
     **QWEN3_ENGINES,
 }
 OPTIONS = speed.SHARED_OPTIONS | {"load_format": "auto", "max_running_requests": 2, "mem_fraction_static": 0.88}
-SLOTS_BESIDE = 64  # tokens of a page, beyond prompt and answer
+SLOTS_BESIDE = 128  # tokens of two pages, which SGLang wants free beside prompt and answer
 SLACK_TOKENS = 1024  # of the pool, beyond the longest request
 WARM_UP_TOKENS = 32_768  # beyond what this model attends to densely
 LONG_SECONDS = 12.0  # of requests that are asked once
