@@ -180,7 +180,7 @@ def test_a_server_of_sglang(tiny_checkpoint, tmp_path, monkeypatch):
         results = tmp_path / "bench.jsonl"
         command = [sys.executable, "-m", "sglang.bench_serving", "--base-url", server.base_url]
         command += ["--model", str(tiny_checkpoint), "--output-file", str(results)]
-        command += "--backend sglang-oai --dataset-name random-ids --tokenize-prompt --random-range-ratio 0".split()  # noqa: SIM905
+        command += "--backend sglang --dataset-name random-ids --tokenize-prompt --random-range-ratio 0".split()  # noqa: SIM905
         command += "--random-input-len 600 --random-output-len 16 --num-prompts 3 --max-concurrency 2 --seed 7".split()  # noqa: SIM905
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=ANSWER_SECONDS)
         assert not done.returncode, done.stderr
