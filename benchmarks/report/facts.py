@@ -56,6 +56,12 @@ def model_card(rows: list[Row]) -> str | None:
     return "\n".join(lines) or None
 
 
+def cache_share(rows: list[Row]) -> str | None:
+    """Throughput of prompts that share nothing with the prefix cache, in percent of that without."""
+    shares = [row["compared_percent"] for row in rows if row["measured"] == "nothing shared, against off"]
+    return shares[-1] if shares else None
+
+
 def spread(before: str, after: str) -> Callable[[list[Row]], str | None]:
     """Lowest and highest share of the time of a case that a commit takes beside another."""
 
@@ -80,6 +86,7 @@ FACTS = {
         serving.PREFIX_CACHE,
         times("ttft_s", {"measured": one_of("second question")}, {"measured": one_of("first question")}),
     ),
+    "throughput with the cache": Fact(serving.PREFIX_CACHE, cache_share),
     "two GPUs": Fact(serving.RANKS, times("ttft_s", {"tp": one_of("2")}, {"tp": one_of("1")})),
     "regrouped operators": Fact(history.REGROUPED, spread("a0e3fef", "1120ddb")),
 }

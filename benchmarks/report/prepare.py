@@ -56,6 +56,12 @@ def middle_depths(rows: list[Row]) -> list[Row]:
     ]
 
 
+def by_engine(rows: list[Row]) -> list[Row]:
+    """The plugin first, then SGLang's own model, then other models, whichever was measured first."""
+    order = "plugin", "stock"
+    return sorted(rows, key=lambda row: ([row["engine"].startswith(start) for start in order] + [True]).index(True))
+
+
 def times_faster(rows: list[Row]) -> list[Row]:
     """How many times faster every engine is than the baselines, by GPU and prompt length."""
     found: list[Row] = []
@@ -69,7 +75,7 @@ def strongest(start: str) -> Callable[[list[Row]], list[Row]]:
     """Of engines whose names begin with ``start``, which differ in their attention, the fastest under that name."""
 
     def chosen(rows: list[Row]) -> list[Row]:
-        others = [row for row in rows if not row["engine"].startswith(start)]
+        others = [row for row in by_engine(rows) if not row["engine"].startswith(start)]
         best: dict[tuple[str, str], Row] = {}
         for row in rows:
             place = row.get("gpu", ""), row["prompt_tokens"]

@@ -40,13 +40,23 @@ def surroundings(rows: list[Row], shapes: str, baseline: str) -> str:
 
 
 def plain(rows: list[Row], column: str) -> list[str]:
-    """Values without the build of torch; a machine without GPU is called CPU, weights by their path are said to be."""
+    """Values as they are said: torch without its build, a machine without GPU as CPU, weights with their engines."""
+    if column == "weights":
+        return weights(rows)
     found = [value.split("+cu")[0] for value in values(rows, column)]
     if column == "gpu":
         found = ["CPU" if value == "none" else value for value in found]
-    elif column == "weights":
-        found = [f"weights of {value}" if "/" in value else value for value in found]
     return list(dict.fromkeys(value for value in found if value != "none"))
+
+
+def weights(rows: list[Row]) -> list[str]:
+    """What weights there are, with the engines that have them where these differ."""
+    found = {
+        name: values([row for row in rows if row.get("weights") == name], "engine") for name in values(rows, "weights")
+    }
+    engines_differ = len({tuple(sorted(engines)) for engines in found.values()}) > 1
+    named = {f"weights of {name}" if "/" in name else name: engines for name, engines in found.items()}
+    return [f"{name} ({', '.join(engines)})" if engines_differ else name for name, engines in named.items()]
 
 
 def options(rows: list[Row]) -> list[str]:

@@ -33,7 +33,7 @@ ENGINES = {
 def results(tmp_path_factory):
     """The results with a made-up comparison of engines, among them one that no measurement has yet."""
     folder = tmp_path_factory.mktemp("made_up") / "results"
-    shutil.copytree(RESULTS, folder)
+    shutil.copytree(RESULTS, folder, ignore=shutil.ignore_patterns("race.csv"))
     about = {"date": "2026-01-01", "gpu": "made up", "commit": "abcdef1", "weights": "random", "new_tokens": 65}
     about |= {"options": json.dumps({"load_format": "auto"})}
     with (folder / "serving" / "side_by_side.csv").open("w", newline="") as file:

@@ -21,6 +21,7 @@ WEIGHTS = Column("weights", "weights")
 SIDE_BY_SIDE = Table(
     sources=("serving/side_by_side.csv",),
     show=MEASURED,
+    prepare=prepare.by_engine,
     down=(PROMPT,),
     across=(ENGINE,),
     values=(TTFT,),
@@ -31,6 +32,7 @@ SIDE_BY_SIDE = Table(
 )
 RACE = Table(
     sources=("serving/race.csv",),
+    prepare=prepare.by_engine,
     down=(Column("at_once", "at once"), REQUESTS, PROMPT, NEW),
     across=(ENGINE,),
     values=(Column("duration_s", "duration s", 4),),

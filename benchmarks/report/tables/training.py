@@ -8,6 +8,7 @@ SPEED = Table(
     down=(Column("measured", "measured"), Column("prompt_tokens", "tokens")),
     across=(Column("kernels", ""),),
     values=(
+        Column("repetitions", "calls"),
         Column("seconds", "s", 3),
         Column("tokens_per_s", "tokens/s", 4),
         Column("peak_memory_mib", "peak MiB"),
