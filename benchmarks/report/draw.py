@@ -84,7 +84,7 @@ def svg(plots: Sequence[Plot], rows: Sequence[list[Row]], width: float) -> str:
 
 def _legend(labels: list[str], width: float) -> tuple[int, int]:
     """Columns and lines of a legend; no lines where there is nothing to tell apart."""
-    room = width * 11  # letters
+    room = width * 12  # letters
     if sum(len(label) + 6 for label in labels) <= room:
         return len(labels), min(1, len(labels) - 1)
     columns = max(1, int(room // (max(map(len, labels)) + 6)))

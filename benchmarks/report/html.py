@@ -16,7 +16,7 @@ from benchmarks.report.table import shown
 from benchmarks.report.where import Row
 
 STYLE = Path(__file__).with_name("style.css")
-WIDTH = 5.4  # inches of a plot
+WIDTH = 4.8  # inches of a plot
 
 
 def main(words: list[str] | None = None) -> int:

@@ -139,7 +139,9 @@ def groups_of_steps(rows: list[Row]) -> list[Row]:
     return [
         row
         | {
-            "step": f"{row['step']}\nat {int(row['context_tokens']):,}",
+            "step": f"{row['step']} at {int(row['context_tokens']):,}".replace(" of ", "\nof ").replace(
+                " at ", "\nat "
+            ),
             "ms_per_step": str(100 * float(row["ms_per_step"]) / whole[row["step"], row["context_tokens"]]),
         }
         for row in groups
