@@ -1,7 +1,7 @@
 """A hook of MkDocs: links that leave docs/, which are right on GitHub, are made right for the site.
 
-A picture goes into the site. Other files are no part of it, so their link becomes their path. What is not there is
-warned of, which fails a strict build.
+Pictures and rows go into the site. Other files are no part of it, so their link becomes their path. What is not there
+is warned of, which fails a strict build.
 """
 
 import logging
@@ -15,7 +15,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>\.\./[^)\s]+)\)")
-PICTURES = ".png", ".svg"
+DEFINITION = re.compile(r"(?m)^\[(?P<name>[^\]]+)\]: (?P<target>\.\./\S+)\n?")
+IN_THE_SITE = ".png", ".svg", ".csv"
 log = logging.getLogger("mkdocs.site_links")
 
 
@@ -30,10 +31,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         name = path.relative_to(ROOT).as_posix()
         if not path.exists():
             log.warning(f"{page.file.src_uri} links to {name}, which is not there")
-        if path.suffix not in PICTURES:
+            return link[0]
+        if path.suffix not in IN_THE_SITE:
             return link["text"] if path.name in link["text"] else f"{link['text']} (`{name}`)"
         if files.get_file_from_path(name) is None:
             files.append(File.generated(config, name, abs_src_path=str(path)))
         return f"[{link['text']}]({os.path.relpath(name, Path(page.file.src_uri).parent)})"
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, _inline(markdown))
+
+
+def _inline(markdown: str) -> str:
+    """The text with links by name, to what is defined at its end, written as those that name their target."""
+    for name, target in DEFINITION.findall(markdown):
+        markdown = markdown.replace(f"][{name}]", f"]({target})")
+    return DEFINITION.sub("", markdown)
