@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from sala_sglang.hf import MiniCPMSALAForCausalLM, sparse
+from sala_sglang.hf import MiniCPMSALAForCausalLM
 from training.architecture import make_config
 from training.conversations import ANSWER_WEIGHT
 from training.data import Batches, Step
@@ -94,8 +94,6 @@ class Trainer:
     def __init__(self, options: argparse.Namespace, recipe: Recipe):
         self.options, self.rate = options, recipe.rate
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device == "cuda":
-            sparse.CHUNK_SCORES = 1 << 26  # fewer, larger launches
         self.plan = plan_steps(recipe.stages)
         torch.manual_seed(options.seed)
         if options.start:

@@ -161,16 +161,22 @@ def measure_single(engine: Engine, config: dict, length: int, arguments: argpars
             one_request(engine, random_prompt(config, length), arguments.new_tokens)
             for _ in range(1 if once else arguments.repetitions + 1)
         ]
-    ttfts, decodes = zip(*(found if once else found[1:]), strict=True)
+    return single_row(length, found if once else found[1:], memory["peak_mib"], arguments.new_tokens) | {
+        "repetitions": ONCE if once else arguments.repetitions
+    }
+
+
+def single_row(length: int, found: list[tuple[float, float]], peak_mib: int | str, new_tokens: int) -> dict:
+    """Medians of what ``one_request`` told about requests of this length, one at a time."""
+    ttfts, decodes = zip(*found, strict=True)
     return {
         "requests": 1,
         "prompt_tokens": length,
-        "new_tokens": arguments.new_tokens,
-        "repetitions": ONCE if once else arguments.repetitions,
+        "new_tokens": new_tokens,
         "ttft_s": round(statistics.median(ttfts), 4),
         "decode_ms_per_token": round(statistics.median(decodes) * 1e3, 3),
         "output_tokens_per_s": round(1 / statistics.median(decodes), 2),
-        "peak_memory_mib": memory["peak_mib"],
+        "peak_memory_mib": peak_mib,
     }
 
 

@@ -1,7 +1,10 @@
 """Lightning attention: linear attention with a constant decay per head."""
 
 from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -22,7 +25,12 @@ def lightning_attention(
     q, k, v: [B, T, H, D], T ≥ 1. state: [B, H, D (of k), D (of v)] before the first token, None for zeros.
     log_decay: [H] float32. Returns o [B, T, H, D] in the dtype of q, and the state after the last token in
     float32 (float64 for float64 inputs), under autocast too. Source: Lightning Attention-2, arXiv 2401.04658.
+
+    On a GPU the kernels of flash-linear-attention serve 16-bit inputs of a chunk and more where they are installed;
+    they round the states that a chunk reads to the dtype of q.
     """
+    if q.is_cuda and q.dtype.itemsize == 2 and q.shape[1] >= CHUNK_TOKENS and (kernels := _kernels()):
+        return kernels(q, k, v, g_gamma=log_decay, scale=scale, initial_state=state, output_final_state=True)
     work = torch.promote_types(q.dtype, torch.float32)
     batch, tokens, heads, dim = q.shape
     if state is None:
@@ -78,3 +86,13 @@ def _powers(rate: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """
     difference = row[:, None] - row
     return (rate * difference.clamp(min=0)).exp().tril()
+
+
+@cache
+def _kernels() -> Any:
+    """Chunks with gradients by flash-linear-attention; None where it is not installed."""
+    if find_spec("fla") is None:
+        return None
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    return chunk_simple_gla

@@ -1,9 +1,14 @@
 """InfLLM-V2 block-sparse attention (arXiv 2509.24663), straight from the definition."""
 
+from collections.abc import Iterator
+
 import torch
 from sala_kernels.layout import SparseGeometry
 
-CHUNK_SCORES = 1 << 22  # query times key positions whose scores are held at a time
+from sala_sglang.hf import flex
+
+# Query times key positions whose scores are held at a time: those of a CPU's cache, or about 1 GB of a GPU.
+CHUNK_SCORES = {"cpu": 1 << 22, "cuda": 1 << 25}
 
 
 def block_attention(
@@ -30,7 +35,7 @@ def dense_attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Ten
         return _softmax_attention(queries, keys, values, causal=True)
     token = torch.arange(length, device=queries.device)
     outputs, end = [], length - tokens
-    for part in queries.split(max(1, CHUNK_SCORES // length), dim=1):
+    for part in queries.split(_rows_at_a_time(queries, length), dim=1):
         begin, end = end, end + part.shape[1]
         allowed = token[:end] <= token[begin:end, None]
         outputs.append(_softmax_attention(part, keys[:, :end], values[:, :end], allowed))
@@ -47,17 +52,34 @@ def sparse_attention(
     length = len(keys)
     fine = compress(keys, geometry.kernel_size, geometry.kernel_stride)
     coarse = compress(keys, 4 * geometry.kernel_size, 4 * geometry.kernel_stride)
+    parts = _selected(queries, fine, coarse, length, geometry)
+    if flex.serves(queries):
+        chosen = torch.cat([part for _, _, part in parts])
+        return flex.attend(queries, keys, values, chosen, geometry.block_size)
     token = torch.arange(length, device=queries.device)
-    outputs, end = [], length - len(queries)
-    for part in queries.split(max(1, CHUNK_SCORES // length)):
-        begin, end = end, end + len(part)
-        positions, reach = token[begin:end], token[:end]
-        chosen = select_blocks(part, fine, coarse, positions, length, geometry)
+    outputs, first = [], length - len(queries)
+    for begin, end, chosen in parts:
         allowed = chosen.repeat_interleave(geometry.block_size, dim=-1)[..., :end]
-        allowed = (allowed & (reach <= positions[:, None])[:, None]).transpose(0, 1)
+        allowed = (allowed & (token[:end] <= token[begin:end, None])[:, None]).transpose(0, 1)
         allowed = allowed.repeat_interleave(queries.shape[1] // keys.shape[1], dim=0)
-        outputs.append(_softmax_attention(part[None], keys[None, :end], values[None, :end], allowed)[0])
+        part = queries[None, begin - first : end - first]
+        outputs.append(_softmax_attention(part, keys[None, :end], values[None, :end], allowed)[0])
     return torch.cat(outputs)
+
+
+def _selected(
+    queries: torch.Tensor, fine: torch.Tensor, coarse: torch.Tensor, length: int, geometry: SparseGeometry
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Parts of the last T of ``length`` tokens: the positions they begin and end at, and their blocks."""
+    end = length - len(queries)
+    for part in queries.split(_rows_at_a_time(queries, length)):
+        begin, end = end, end + len(part)
+        positions = torch.arange(begin, end, device=queries.device)
+        yield begin, end, select_blocks(part, fine, coarse, positions, length, geometry)
+
+
+def _rows_at_a_time(queries: torch.Tensor, length: int) -> int:
+    return max(1, CHUNK_SCORES.get(queries.device.type, CHUNK_SCORES["cpu"]) // length)
 
 
 def compress(keys: torch.Tensor, size: int, stride: int) -> torch.Tensor:
@@ -136,6 +158,11 @@ def _softmax_attention(
 ) -> torch.Tensor:
     """queries [B, T, Hq, D], keys/values [B, L, Hkv, D], allowed [(Hq,) T, L] bool or ``causal`` -> [B, T, Hq, D]."""
     group = queries.shape[2] // keys.shape[2]
+    if queries.is_cuda and queries.dtype.itemsize == 2:  # its kernels sum in float32
+        q, k, v = (x.transpose(1, 2) for x in (queries, keys, values))
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed, is_causal=causal, enable_gqa=group > 1
+        ).transpose(1, 2)
     # Heads are repeated here: the attention of torch that takes groups keeps the whole score matrix for some dtypes.
     keys, values = (x.repeat_interleave(group, dim=2) for x in (keys, values))
     q, k, v = (x.to(_work(queries)).transpose(1, 2) for x in (queries, keys, values))

@@ -32,6 +32,16 @@ def test_tiny_in_float32_equals_the_cpu(start_server, tiny_checkpoint, options):
         oracle.check(prompt, answer, tolerance=1e-3)
 
 
+def test_memory_given_back_and_taken_again_changes_no_answer(start_server, tiny_checkpoint):
+    """As a trainer does between its steps; weights and buffers come back from the host, caches empty."""
+    prompts = [random_prompt(length, 1000, seed=3) for length in TINY_LENGTHS]
+    with start_server("--enable-memory-saver", "--enable-weights-cpu-backup") as server:
+        before = [complete(server.client, prompt, 20) for prompt in prompts]
+        for step in ("release", "resume"):
+            server.post(f"/{step}_memory_occupation", {})
+        assert [complete(server.client, prompt, 20) for prompt in prompts] == before
+
+
 def test_tiny_in_bfloat16_is_as_good_as_the_model(start_server, tiny_checkpoint):
     """Errors against float32 stay within a small multiple of those of the plain bfloat16 model."""
     exact, rounded = Oracle(tiny_checkpoint), Oracle(tiny_checkpoint, torch.bfloat16)
