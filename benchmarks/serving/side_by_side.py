@@ -54,7 +54,7 @@ ENGINES = {
     **QWEN3_ENGINES,
 }
 OPTIONS = speed.SHARED_OPTIONS | {"load_format": "auto", "max_running_requests": 2, "mem_fraction_static": 0.88}
-SLOTS_BESIDE = 64  # tokens of a page, beyond prompt and answer
+SLOTS_BESIDE = 128  # tokens of two pages, which SGLang wants free beside prompt and answer
 SLACK_TOKENS = 1024  # of the pool, beyond the longest request
 WARM_UP_TOKENS = 32_768  # beyond what this model attends to densely
 LONG_SECONDS = 12.0  # of requests that are asked once
@@ -262,7 +262,7 @@ def draw(path: Path, rows: list[dict]) -> None:
     """Time to first token and per further token over the prompt length, a line per engine."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator
+        from matplotlib.ticker import LogLocator, NullLocator
     except ModuleNotFoundError:
         print("no plot: matplotlib is not installed; --plot draws it from the CSV file elsewhere")
         return
@@ -275,9 +275,10 @@ def draw(path: Path, rows: list[dict]) -> None:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens of the prompt", ylabel=label)
         axis.set_xticks(ticks, [short(tokens) for tokens in ticks], minor=False)
-        axis.xaxis.set_minor_locator(NullLocator())
-        for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            formatted("{x:g}")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_minor_locator(NullLocator())
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)
 
