@@ -30,8 +30,9 @@ Every argument of SGLang {version}, and what becomes of it with MiniCPM-SALA.
 * **read**: works, by reading SGLang's source and this package; the remark says what was read.
 * **no effect**: the model lacks what the argument is for. A warning at the start of the server names it.
 
-`--dense-as-sparse` is this package's own; docs/user-guide.md explains it. Options that come from the environment have
-to be the same on every node of a server: workers compare them, and the server does not start where they differ.
+`--dense-as-sparse` is this package's own: [dense and sparse](../explanation/dense_and_sparse.md). [Options that come
+from the environment](environment.md) have to be the same on every node of a server: workers compare them, and the
+server does not start where they differ.
 `--json-model-override-args` may name fields of `config.json` alone, and what it makes of them is checked as the file
 is.
 

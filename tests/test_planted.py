@@ -21,7 +21,8 @@ def test_names_are_unique_and_show_in_a_table():
 def test_a_mistake_can_be_planted(mistake: Mistake):
     text = (ROOT / mistake.file).read_text()
     assert text.count(mistake.old) == 1 and mistake.old != mistake.new
-    ast.parse(text.replace(mistake.old, mistake.new))
+    if mistake.file.endswith(".py"):
+        ast.parse(text.replace(mistake.old, mistake.new))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)

@@ -17,7 +17,7 @@ that passes them.
 
 **The tree is kept in Python where torch is another than SGLang's.** The tree in Rust is compiled into SGLang's wheel
 against the C++ interface of the torch that it requires. With another one it loads, and servers have stopped answering
-at one of their first prompts (torch 2.11 in place of 2.14.1: docs/lab-notes.md).
+at one of their first prompts (torch 2.11 in place of 2.14.1: docs/lab-notes/2026-11-24-sparse-operators.md).
 """
 
 import logging
