@@ -18,7 +18,7 @@ from testing.server import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FOREVER = float("inf")
-SIZES = "--device cpu --engines plugin --lengths 100,1900,3K --new-tokens 5 --repetitions 1"
+SIZES = "--device cpu --engines plugin --lengths 100,1900,3K --new-tokens 5 --repetitions 1 --commit c0ffee"
 
 
 def arguments(path: Path, words: str = ""):
