@@ -13,7 +13,7 @@ from training.conversations import TEXT_WEIGHT, Piece, conversation, small_talk
 from training.tool_conversations import TOOLS, exchange, opening, turns
 
 SMALL_TALK_SHARE = 0.03
-TOOLS_SHARE, TOOLS_TOKENS = 0.5, 1024  # of the rows up to this length have tools
+TOOLS_SHARE, TOOLS_TOKENS = 0.6, 1024  # of the rows up to this length have tools
 FILLER_SENTENCES = 20_000
 MAX_ASKED_DIGITS = 200  # per conversation
 Row = tuple[list[int], list[float], list[int]]
