@@ -59,7 +59,7 @@ def tasks(rng: Random, count: int) -> list[Task]:
     return found
 
 
-def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list[Piece]]:
+def conversation(rng: Random, tokens: int, thinking_share: float = 0.0) -> tuple[list[Piece], list[str], list[Piece]]:
     """Opening, facts to be spread over filler, and turns after the text, for ``tokens`` tokens in all."""
     asked = max(2, min(24, tokens // 80))
     facts_tokens = (tokens - asked * TURN_TOKENS) * rng.choice((0.1, 0.25, 0.5, 0.8))
@@ -70,7 +70,9 @@ def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list
     for number, task in enumerate(questions):
         opening = "\n<|im_start|>user\n" if number else "\n\n"
         turns.append(Piece(opening + task.question + "<|im_end|>\n", 0.0))
-        turns += assistant_turn(rng, Piece(task.answer, ANSWER_WEIGHT, find=True), "I look into the text.")
+        turns += assistant_turn(
+            rng, Piece(task.answer, ANSWER_WEIGHT, find=True), "I look into the text.", thinking_share
+        )
     return [Piece("<|im_start|>user\nText:", 0.0)], facts, turns
 
 
@@ -91,16 +93,19 @@ def small_talk(rng: Random) -> Iterator[Piece]:
             question = f"Repeat: {answer}"
         opening = "\n<|im_start|>user\n" if number else "<|im_start|>user\n"
         yield Piece(f"{opening}{question}<|im_end|>\n", 0.0)
-        yield from assistant_turn(rng, Piece(answer, ANSWER_WEIGHT), "I need no text.")
+        yield from assistant_turn(rng, Piece(answer, ANSWER_WEIGHT), "I need no text.", THINKING_SHARE)
 
 
-def assistant_turn(rng: Random, answer: Piece, thought: str) -> Iterator[Piece]:
-    """The pieces of a turn in front of which the chat template asked for thinking, forbade it, or did neither."""
-    mode = rng.random()
-    if mode < THINKING_SHARE:
+def assistant_turn(rng: Random, answer: Piece, thought: str, thinking_share: float) -> Iterator[Piece]:
+    """The pieces of a turn in front of which the chat template asked for thinking, forbade it, or did neither.
+
+    thinking_share: the probability of each of the first two.
+    """
+    mode = rng.random() if thinking_share else 1.0
+    if mode < thinking_share:
         yield Piece("<|im_start|>assistant\n<think>\n", 0.0)
         yield Piece(f"{thought}\n</think>\n\n", ANSWER_WEIGHT)
-    elif mode < 2 * THINKING_SHARE:
+    elif mode < 2 * thinking_share:
         yield Piece("<|im_start|>assistant\n<think>\n\n</think>\n\n", 0.0)
     else:
         yield Piece("<|im_start|>assistant\n", 0.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from sala_sglang.evaluation import language
-from training.conversations import ANSWER_WEIGHT, SMALL_TALK, Piece, assistant_turn
+from training.conversations import ANSWER_WEIGHT, SMALL_TALK, THINKING_SHARE, Piece, assistant_turn
 
 
 def _tool(name: str, description: str, **types: str) -> dict:
@@ -82,23 +82,25 @@ def _result(rng: Random, name: str, value: int | str) -> str:
     return str(value) if rng.random() < 0.5 else json.dumps({name: value})
 
 
-def opening(rng: Random) -> tuple[list[str], list[dict]]:
+def choose_tools(rng: Random) -> tuple[list[str], list[dict]]:
     """Names of the tools, and the messages in front of the first question."""
     tools = rng.sample(list(TOOLS), rng.choice((1, 2, 3)))
     system = [{"role": "system", "content": language.filler(rng)}] if rng.random() < 0.1 else []
     return tools, system
 
 
-def turns(rng: Random, chosen: Exchange) -> Iterator[Piece]:
+def exchange_turns(rng: Random, chosen: Exchange) -> Iterator[Piece]:
     """The pieces of an exchange; the assistant thinks in some of its turns, and is told not to in others."""
     yield Piece(f"<|im_start|>user\n{chosen.question}<|im_end|>\n", 0.0)
     if chosen.calls:
         calls = "\n".join(written_call(name, arguments) for name, arguments in chosen.calls)
-        yield from assistant_turn(rng, Piece(calls, ANSWER_WEIGHT), f"I call {chosen.calls[0][0]}.")
+        yield from assistant_turn(rng, Piece(calls, ANSWER_WEIGHT), f"I call {chosen.calls[0][0]}.", THINKING_SHARE)
         results = "".join(f"\n<tool_response>\n{result}\n</tool_response>" for result in chosen.results)
         yield Piece(f"\n<|im_start|>user{results}<|im_end|>\n", 0.0)
     thought = "I have the result." if chosen.calls else "I need no tool."
-    yield from assistant_turn(rng, Piece(chosen.answer, ANSWER_WEIGHT, find=bool(chosen.calls)), thought)
+    yield from assistant_turn(
+        rng, Piece(chosen.answer, ANSWER_WEIGHT, find=bool(chosen.calls)), thought, THINKING_SHARE
+    )
     yield Piece("\n", 0.0)
 
 

@@ -97,7 +97,7 @@ FINISH = Recipe(
     muon=True,
 )
 # On a CPU, where Muon takes longer than all else of a step.
-FINISH_ON_CPU = Recipe((Stage(220, 1024, 1 << 11), Stage(20, 2048, 1 << 11, mixed=True)), finishing_rate, muon=False)
+FINISH_ON_CPU = Recipe((Stage(220, 1024, 1 << 12), Stage(40, 2048, 1 << 12, mixed=True)), finishing_rate, muon=False)
 
 
 class Trainer:

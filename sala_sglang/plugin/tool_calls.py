@@ -123,6 +123,8 @@ class CallDetector(MiniCPM5Detector):
     Arguments are not checked: as with other parsers, a client must expect what the model made up.
     """
 
+    _buffer: str  # of SGLang's class: what is held back of a stream
+
     def detect_and_parse(self, text: str, tools: list[Any]) -> StreamingParseResult:
         reader = type(self)()
         first, rest = reader.parse_streaming_increment(text, tools), reader.finish(tools)

@@ -19,6 +19,7 @@ def calls_structural_tag(tools: list[Any], choice: Any, parallel: bool) -> Struc
     """
     named = None if isinstance(choice, str) else choice.function.name
     tags = [_call(tool.function) for tool in tools if named in (None, tool.function.name)]
+    form: dict
     if choice == "auto":
         form = {"type": "triggered_tags", "triggers": ["<function name="], "tags": tags}
     else:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from testing.server import Server
 from training.tool_conversations import TOOLS
@@ -25,10 +26,10 @@ class Answer(NamedTuple):
     end: str
 
 
-def ask(server: Server, question: str | list[dict], stream: bool, **options: Any) -> Answer:
+def ask(server: Server, question: str | list, stream: bool, **options: Any) -> Answer:
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     arguments: dict[str, Any] = {"model": "default", "messages": messages, "max_tokens": 100, "temperature": 0}
-    answer = server.client.chat.completions.create(**arguments | options, stream=stream)
+    answer: Any = server.client.chat.completions.create(**arguments | options, stream=stream)
     if stream:
         return joined(answer)
     (choice,) = answer.choices
@@ -189,6 +190,31 @@ def test_a_thought_that_has_not_ended(trained_server, stream):
     thinking = {"chat_template_kwargs": {"enable_thinking": True}}
     answer = ask(trained_server, "Hello", stream, max_tokens=2, extra_body=thinking)
     assert answer.thought and not answer.content and answer.end == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_grammar_begins_behind_the_thought(trained_server, trained_checkpoint, stream):
+    end = AutoTokenizer.from_pretrained(trained_checkpoint).convert_tokens_to_ids("</think>")
+    options = forced("The answer.")
+    options["extra_body"]["chat_template_kwargs"] = {"enable_thinking": True}
+    # A thought without a word: the model ends it at once.
+    answer = ask(trained_server, "Hello", stream, logit_bias={str(end): 100}, **options)
+    assert answer == Answer("The answer.", [], "", "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_call_result_and_answer(trained_server, stream):
+    tools = [GET_CODE]
+    messages = [{"role": "user", "content": "What is the code of the red fox?"}]
+    first = trained_server.client.chat.completions.create(
+        model="default", messages=messages, tools=tools, temperature=0, **forced(f"{FOX}\n{OWL}")
+    )
+    message = first.choices[0].message
+    messages.append(message)
+    for number, one in enumerate(message.tool_calls):
+        messages.append({"role": "tool", "tool_call_id": one.id, "content": f"471{number}"})
+    text = "The code of the red fox is 4710."
+    assert ask(trained_server, messages, stream, tools=tools, **forced(text)) == Answer(text, [], "", "stop")
 
 
 def test_parsers_are_set(trained_server):
