@@ -18,6 +18,7 @@ from typing import Any
 from sglang.srt.function_call.core_types import StreamingParseResult, ToolCallItem
 from sglang.srt.function_call.minicpm5_detector import MiniCPM5Detector
 from sglang.srt.function_call.utils import get_schema_properties, infer_type_from_json_schema
+from sglang.srt.parser.reasoning_parser import ReasoningParser
 
 from sala_sglang.plugin.tool_grammar import calls_structural_tag
 
@@ -123,7 +124,9 @@ class CallDetector(MiniCPM5Detector):
     Arguments are not checked: as with other parsers, a client must expect what the model made up.
     """
 
-    _buffer: str  # of SGLang's class: what is held back of a stream
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = ""  # of a stream, until one can tell what it is
 
     def detect_and_parse(self, text: str, tools: list[Any]) -> StreamingParseResult:
         reader = type(self)()
@@ -132,20 +135,20 @@ class CallDetector(MiniCPM5Detector):
 
     def parse_streaming_increment(self, new_text: str, tools: list[Any]) -> StreamingParseResult:
         """Blanks are held back until it is known that no call follows: those in front of a call are not text."""
-        self._buffer += new_text
+        self.held += new_text
         texts: list[str] = []
         calls: list[ToolCallItem] = []
         while True:
-            start = self._buffer.find(OPENING)
+            start = self.held.find(OPENING)
             if start == -1:
-                start = len(self._buffer) - self._ends_with_partial_token(self._buffer, OPENING)
-                texts.append(self._take(len(self._buffer[:start].rstrip())))
+                start = len(self.held) - self._ends_with_partial_token(self.held, OPENING)
+                texts.append(self._take(len(self.held[:start].rstrip())))
                 break
             try:
-                name, values, end = read_call(self._buffer, start)
+                name, values, end = read_call(self.held, start)
                 call = self._call(name, values, tools)
             except Incomplete:
-                texts.append(self._take(len(self._buffer[:start].rstrip())))
+                texts.append(self._take(len(self.held[:start].rstrip())))
                 break
             except NotACall:
                 texts.append(self._take(start + len(OPENING)))
@@ -156,11 +159,11 @@ class CallDetector(MiniCPM5Detector):
 
     def finish(self, tools: list[Any]) -> StreamingParseResult:
         """What was held back is text, but for blanks behind calls."""
-        rest = self._take(len(self._buffer))
+        rest = self._take(len(self.held))
         return StreamingParseResult(normal_text="" if self.prev_tool_call_arr and not rest.strip() else rest)
 
     def _take(self, count: int) -> str:
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        taken, self.held = self.held[:count], self.held[count:]
         return taken
 
     def _call(self, name: str, values: dict[str, Value], tools: list[Any]) -> ToolCallItem:
@@ -197,15 +200,16 @@ def begins_in_thought(original: Callable, serving: Any, request: Any) -> bool:
     SGLang goes by words in the template, takes most of those with ``enable_thinking`` for thinking unless they are
     told not to, and so files answers without a thought under reasoning_content.
     """
-    tokenizer, detector = serving.tokenizer_manager.tokenizer, serving._reasoning_detector
-    if detector is None:
+    if not serving.reasoning_parser:
         return original(serving, request)
+    detector = ReasoningParser(serving.reasoning_parser).detector
     choices = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         choices.setdefault("reasoning_effort", request.reasoning_effort)
     question = [{"role": "user", "content": ""}]
     try:
-        prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True, **choices)
+        render = serving.tokenizer_manager.tokenizer.apply_chat_template
+        prompt = render(question, tokenize=False, add_generation_prompt=True, **choices)
     except Exception:  # a template of another kind, or arguments that it refuses, which SGLang tells the client
         return original(serving, request)
     return prompt.rfind(detector.think_start_token) > prompt.rfind(detector.think_end_token)

@@ -96,15 +96,12 @@ def test_grammar_of_values(allows):
     [(None, False), ({"enable_thinking": True}, True), ({"enable_thinking": False}, False), ({"other": 1}, False)],
 )
 def test_what_the_template_opens_is_a_thought(tokenizer, choices, thinks):
-    serving = SimpleNamespace(
-        tokenizer_manager=SimpleNamespace(tokenizer=tokenizer),
-        _reasoning_detector=SimpleNamespace(think_start_token="<think>", think_end_token="</think>"),
-    )
+    serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(tokenizer=tokenizer), reasoning_parser="qwen3")
     request = SimpleNamespace(chat_template_kwargs=choices, reasoning_effort=None)
     assert begins_in_thought(lambda *_: pytest.fail("SGLang was asked"), serving, request) == thinks
 
 
 def test_templates_of_another_kind_are_left_to_sglang():
-    serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(tokenizer=None), _reasoning_detector=object())
+    serving = SimpleNamespace(tokenizer_manager=SimpleNamespace(tokenizer=None), reasoning_parser="qwen3")
     request = SimpleNamespace(chat_template_kwargs=None, reasoning_effort=None)
     assert begins_in_thought(lambda *_: "as SGLang says", serving, request) == "as SGLang says"

@@ -32,7 +32,7 @@ VERDICTS = (
         "enable_tokenizer_batch_encode disable_tokenizer_batch_decode sampling_defaults allow_auto_truncate",
     ),
     tested(
-        "serving/test_tools.py",
+        "plugin/test_server_arguments.py",
         "reasoning_parser tool_call_parser",
         "qwen3 and minicpm5 where none is named, or auto: the forms of this model's family",
     ),

@@ -1,8 +1,6 @@
 """Touches of the process that answers requests: ``http_requests.py`` and ``prefix_cache.py``."""
 
-from sala_sglang.plugin.touches.touch import AROUND, FRONTEND, PRIVATE, REGISTRY, SUBCLASS, VARIABLE, Touch
-
-_CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+from sala_sglang.plugin.touches.touch import AROUND, FRONTEND, REGISTRY, SUBCLASS, VARIABLE, Touch
 
 TOUCHES = (
     Touch(
@@ -76,18 +74,11 @@ TOUCHES = (
         upstream="sgl-project/sglang#36856",
     ),
     Touch(
-        target=f"{_CHAT}._get_reasoning_from_request",
+        target="sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._get_reasoning_from_request",
         how=AROUND,
         process=FRONTEND,
         why="SGLang goes by words in the chat template, and files answers without a thought under reasoning_content",
         until="SGLang looks whether the prompt ends inside a thought",
-    ),
-    Touch(
-        target=f"{_CHAT}._reasoning_detector",
-        how=PRIVATE,
-        process=FRONTEND,
-        why="knows the marks of a thought",
-        until="the same",
     ),
     Touch(
         target="sglang.srt.function_call.function_call_parser.FunctionCallParser.ToolCallParserEnum",
