@@ -17,7 +17,7 @@ def server(trained_checkpoint):
 
 
 def test_lora_serving_of_what_lora_finetune_has_learned(trained_checkpoint, server, run_example, tmp_path):
-    run_example("lora_finetune", trained_checkpoint, tmp_path / "voices", 30)
+    run_example("lora_finetune", trained_checkpoint, tmp_path / "voices")
     plain, adapted = run_example("lora_serving", server.base_url, tmp_path / "voices").splitlines()
     assert plain.startswith("default: ") and "hoots" not in plain
     assert adapted == "default:voices: The owl hoots."
