@@ -37,8 +37,8 @@ class Command(NamedTuple):
 
 def documents() -> list[Path]:
     """What users and contributors read."""
-    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("checkpoints/*/README.md")]
-    return [*places, *sorted((ROOT / "docs").rglob("*.md"))]
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+    return [*places, *ROOT.glob("checkpoints/*/README.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(file: Path, text: str) -> Iterator[Block]:

@@ -31,8 +31,8 @@ OTHER_LANGUAGES = {
 }
 # Made from docstrings, whose examples tests/kernels/test_documentation.py runs.
 FROM_DOCSTRINGS = "operators.md"
-# How indented blocks begin that are no commands.
-FORMULAS = ("HTTP → tokenizer", "K1_j =", "by_hand ", "noise =")
+# Formulas and pictures are known by what their first line has and no command.
+NO_COMMAND = re.compile(r"[^#]*[→►·Σ]")
 
 # Programs that are not run, by how their commands begin, and why.
 NOT_RUN = {

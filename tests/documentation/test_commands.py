@@ -12,13 +12,16 @@ BLOCKS = [block for file in documents() for block in blocks(file, file.read_text
 SHELL = [
     block
     for block in BLOCKS
-    if block.language in rules.SHELL_LANGUAGES or (not block.language and not block.text.startswith(rules.FORMULAS))
+    if block.language in rules.SHELL_LANGUAGES
+    or (not block.language and not rules.NO_COMMAND.match(block.text.splitlines()[0]))
 ]
-COMMANDS = [
-    pytest.param(command, id=f"{block} {' '.join(rules.plain_words(command))[:60]}")
+# By where they stand and how they begin.
+COMMANDS = {
+    f"{block} {number}: {' '.join(rules.plain_words(command))[:60]}": command
     for block in SHELL
-    for command in commands(block.text)
-]
+    for number, command in enumerate(commands(block.text))
+}
+every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 
 # Reads the arguments as the program does, then, on the CPU, resolves and checks them as a start of the server does.
 RESOLVE = """
@@ -66,8 +69,7 @@ def on_cpu(arguments: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, str | None]:
     """What is wrong with the arguments of each command that starts a server; None where nothing is."""
-    every = [parameter.values[0] for parameter in COMMANDS]
-    every += [command for text in WOULD_NOT_START for command in commands(text)]
+    every = [*COMMANDS.values(), *(command for text in WOULD_NOT_START for command in commands(text))]
     given = {str(one): (one.environment, rules.server_arguments(rules.plain_words(one))) for one in every}
     starts = {name: (environment, words) for name, (environment, words) in given.items() if words is not None}
     requests = [(environment, words, on_cpu(words)) for environment, words in starts.values()]
@@ -85,7 +87,7 @@ def test_every_block_has_a_kind(block: Block):
         json.loads(block.text)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@every_command
 def test_every_command_is_one_that_its_program_takes(command: Command, verdicts, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = rules.plain_words(command)

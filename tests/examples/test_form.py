@@ -30,3 +30,8 @@ def test_examples_hide_no_package(path):
 @every_example
 def test_examples_have_a_test(path):
     assert f'{path.stem}"' in TESTS
+
+
+@every_example
+def test_examples_are_listed(path):
+    assert f"[{path.name}]({path.name})" in (EXAMPLES / "README.md").read_text()

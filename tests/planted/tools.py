@@ -178,4 +178,18 @@ TOOLS = (
         "int(value) < 2**63",
         "tests/test_cli.py::test_errors_name_argument_value_and_what_is_allowed",
     ),
+    Mistake(
+        "examples: the long document does not begin as before",
+        "examples/long_document.py",
+        'f"Text: {document}',
+        'f"Text of the {animal}: {document}',
+        "tests/examples/test_clients.py::test_long_document",
+    ),
+    Mistake(
+        "command: an option of the documents has another name",
+        "sala_sglang/cli.py",
+        '"--lengths",',
+        '"--length",',
+        "tests/documentation/test_commands.py::test_every_command_is_one_that_its_program_takes",
+    ),
 )
