@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sala_sglang import TESTED_SGLANG_VERSIONS, cli
-from tests.documentation.blocks import ROOT, Command
+from tests.documentation.blocks import ROOT, Block, Command
 
 SALA_TINY = ROOT / "checkpoints" / "sala-tiny"
 SHELL_LANGUAGES = {"bash", "sh", "shell", "console"}
@@ -34,18 +34,30 @@ FROM_DOCSTRINGS = "operators.md"
 # Formulas and pictures are known by what their first line has and no command.
 NO_COMMAND = re.compile(r"[^#]*[→►·Σ]")
 
+# What programs print, by its beginning.
+OUTPUTS = ("plugin: N times sooner",)
+
 # Programs that are not run, by how their commands begin, and why.
 NOT_RUN = {
     "git clone": "needs a network",
     "cd": "changes the directory of a reader's shell",
     "source": "changes a reader's shell",
     "pre-commit": "changes the checkout",
+    "python -m sglang.bench_serving": "SGLang's own; tests/benchmarks starts it",
     "rm -rf dist": "a step of a release",
     "python -m build": "a step of a release",
     "python -m twine": "a step of a release",
     "python -m zipfile": "a step of a release",
     "python -m venv": "a step of a release",
 }
+
+
+def is_shell(block: Block) -> bool:
+    """Whether it has commands; an indented block has unless something says otherwise."""
+    first = block.text.split("\n")[0]
+    return block.language in SHELL_LANGUAGES or (
+        not block.language and not NO_COMMAND.match(first) and not first.startswith(OUTPUTS)
+    )
 
 
 class Rule(NamedTuple):

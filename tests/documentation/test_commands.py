@@ -9,16 +9,10 @@ from tests.documentation.blocks import ROOT, Block, Command, blocks, commands, d
 from tests.plugin.processes import run_python
 
 BLOCKS = [block for file in documents() for block in blocks(file, file.read_text())]
-SHELL = [
-    block
-    for block in BLOCKS
-    if block.language in rules.SHELL_LANGUAGES
-    or (not block.language and not rules.NO_COMMAND.match(block.text.splitlines()[0]))
-]
 # By where they stand and how they begin.
 COMMANDS = {
     f"{block} {number}: {' '.join(rules.plain_words(command))[:60]}": command
-    for block in SHELL
+    for block in filter(rules.is_shell, BLOCKS)
     for number, command in enumerate(commands(block.text))
 }
 every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
@@ -30,6 +24,7 @@ from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
+without_plugin = {("SGLANG_PLUGINS", "none"), ("SALA_DISABLE", "1")}  # serves other models too
 before, verdicts = dict(os.environ), []
 for environment, given, on_cpu in json.loads(sys.argv[1]):
     os.environ.clear()
@@ -40,7 +35,8 @@ for environment, given, on_cpu in json.loads(sys.argv[1]):
             parser = argparse.ArgumentParser()
             ServerArgs.add_cli_args(parser)
             parser.parse_args(given)
-            prepare_server_args(on_cpu).resolve_once()
+            if not without_plugin & environment.items():
+                prepare_server_args(on_cpu).resolve_once()
     except SystemExit:
         verdict = printed.getvalue()
     except Exception as error:
@@ -88,12 +84,12 @@ def test_every_block_has_a_kind(block: Block):
 
 
 @every_command
-def test_every_command_is_one_that_its_program_takes(command: Command, verdicts, tmp_path, monkeypatch):
+def test_every_command_is_one_that_its_program_takes(command: Command, request, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = rules.plain_words(command)
     rules.rule_of(words).check(words, tmp_path)
     if rules.server_arguments(words) is not None:
-        assert verdicts[str(command)] is None
+        assert request.getfixturevalue("verdicts")[str(command)] is None
 
 
 @pytest.mark.parametrize("text", WOULD_NOT_START)
@@ -155,3 +151,12 @@ seven
         (("seven",), {}),
         (("eight",), {}),
     ]
+
+
+def test_requests_of_curl_are_read():
+    text = """curl http://127.0.0.1:31111/v1/completions -H 'Content-Type: application/json' \\
+        -d '{"model": "default",
+             "prompt": "a"}'
+    """
+    (command,) = commands(text)
+    assert rules.curl_request(command.words) == ("/v1/completions", {"model": "default", "prompt": "a"})
