@@ -227,4 +227,18 @@ TOOLS = (
         "for name, which in OTHERS.items() if not which.superseded}",
         "tests/benchmarks/test_report.py::test_the_history_gets_a_section_when_something_is_superseded",
     ),
+    Mistake(
+        "examples: the long document does not begin as before",
+        "examples/long_document.py",
+        'f"Text: {document}',
+        'f"Text of the {animal}: {document}',
+        "tests/examples/test_clients.py::test_long_document",
+    ),
+    Mistake(
+        "command: an option of the documents has another name",
+        "sala_sglang/cli.py",
+        '"--lengths",',
+        '"--length",',
+        "tests/documentation/test_commands.py::test_every_command_is_one_that_its_program_takes",
+    ),
 )
