@@ -69,9 +69,9 @@ class Recipe:
         return name.endswith(".weight") and layer in LINEAR and layer not in self.full
 
 
-def make_source(out: Path) -> Path:
-    """A small checkpoint with random weights of 16 bits, to be quantised."""
-    preset = Preset(shards=2, bpe_tokens=510, turn_end_id=510, turn_start_id=511, config=SIZES)
+def make_source(out: Path, **sizes: int) -> Path:
+    """A small checkpoint with random weights of 16 bits, to be quantised. sizes: other fields of config.json."""
+    preset = Preset(shards=2, bpe_tokens=510, turn_end_id=510, turn_start_id=511, config=SIZES | sizes)
     config = preset.make_config()
     out.mkdir(parents=True)
     config.save_pretrained(out)

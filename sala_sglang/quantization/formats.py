@@ -44,8 +44,7 @@ class GPTQ(Scheme):
         index = tensors["g_idx"].long() if self.act_order else torch.arange(rows, device=codes.device) // group
         return (codes * tensors["scales"].float()[index]).t()
 
-    def check_values(self, suffix: str, tensor: torch.Tensor, layer: str, shape: tuple[int, ...]) -> None:
-        super().check_values(suffix, tensor, layer, shape)
+    def check_codes(self, suffix: str, tensor: torch.Tensor, layer: str, shape: tuple[int, ...]) -> None:
         if suffix == "qzeros":
             zero = 2 ** (self.bits - 1)  # files of version 1 have one less
             if not ((found := unpack(tensor, self.bits, 1)) == zero).all() and not (found == zero - 1).all():
@@ -106,8 +105,7 @@ class PackedIntegers(Scheme):
         group = codes.shape[1] if self.group == -1 else self.group
         return codes * tensors["weight_scale"].float().repeat_interleave(group, dim=1)
 
-    def check_values(self, suffix: str, tensor: torch.Tensor, layer: str, shape: tuple[int, ...]) -> None:
-        super().check_values(suffix, tensor, layer, shape)
+    def check_codes(self, suffix: str, tensor: torch.Tensor, layer: str, shape: tuple[int, ...]) -> None:
         if suffix == "weight_shape" and tensor.tolist() != list(shape):
             raise ValueError(f"the checkpoint's {layer}.weight_shape is {tensor.tolist()}, expected {list(shape)}")
 

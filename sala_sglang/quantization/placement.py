@@ -34,7 +34,8 @@ def place(parameter: torch.Tensor, stored: Stored, tensor: torch.Tensor, part: P
         source = _cut(tensor, stored, part)
         if (found := stored.axis("outputs")) is not None:
             axis, step = found
-            target = target.narrow(axis, part.offset // step, part.outputs[1] // step)
+            begin = part.offset // step
+            target = target.movedim(axis, 0)[begin : begin + part.outputs[1] // step].movedim(0, axis)
     if target.shape != source.shape:
         raise RuntimeError(f"SGLang has room for {list(target.shape)} in the place of {list(source.shape)}")
     if stored.shared and stored.axis("inputs") and not first and not torch.equal(target, source.to(target.device)):

@@ -89,6 +89,11 @@ class Scheme(ABC):
         """
         if self.stored()[suffix].scale and not (tensor.isfinite().all() and (tensor >= 0).all()):
             raise ValueError(f"the checkpoint's {layer}.{suffix} has values that are not finite, or negative")
+        self.check_codes(suffix, tensor, layer, shape)
+
+    def check_codes(self, suffix: str, tensor: torch.Tensor, layer: str, shape: tuple[int, ...]) -> None:
+        """The same for what is particular to a format."""
+        return
 
     def multiples(self) -> Multiples:
         """What a rank's part of a layer must be divisible by so that the tensors can be cut."""

@@ -224,6 +224,6 @@ def test_an_order_that_files_leave_out_is_not_missed(checkpoint, on_rank):
 def test_a_parameter_of_another_geometry_is_named(checkpoint, on_rank):
     plan, tensors = checkpoint("gptq")
     model = Model(plan)
-    model.layers["model.layers.1.self_attn.qkv_proj"][0].scales.data = torch.zeros(3, 2)
+    model.layers["model.layers.0.self_attn.qkv_proj"][0].scales.data = torch.zeros(3, 2)
     with pytest.raises(RuntimeError, match=r"_proj.scales: "):
         WeightLoader(CONFIG, plan).load(model, tensors.items())

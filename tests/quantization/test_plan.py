@@ -218,7 +218,7 @@ def test_ranks_that_cut_through_groups_are_refused(headers):
     outputs = {name: found.shapes[f"{name}.weight"][0] for name in found.schemes}
     for ranks, on_gpu in ((1, True), (2, False), (4, False)):
         found.check_ranks(lambda name, ranks=ranks: max(outputs[name], 128 * ranks), ranks, on_gpu)
-    with pytest.raises(ValueError, match=r"o_proj in GPTQ has 256 outputs and 64 inputs on each of 8 ranks; .* 128"):
+    with pytest.raises(ValueError, match=r"o_proj in GPTQ has 1024 outputs and 64 inputs on each of 8 ranks; .* 128"):
         found.check_ranks(lambda name: max(outputs[name], 1024), 8, False)
     with pytest.raises(ValueError, match=r"32 outputs and 256 inputs on each of 8 ranks; .* 64 and 128 .Marlin"):
         found.check_ranks(lambda name: 256, 8, True)

@@ -189,9 +189,10 @@ _MODEL = (
         target="sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod",
         how=SUBCLASS,
         process=WORKER,
-        names=("apply",),
-        when="Hopper",
-        why="products of few rows use skinny_linear; the model's layers get the subclass as their quant_method",
+        names=("apply", "create_weights", "process_weights_after_loading"),
+        when="Hopper; quantised layers on machines without CUDA",
+        why="products of few rows use skinny_linear, and those of quantised layers their dequantised weights; the "
+        "model's layers get the subclass as their quant_method",
         until="stays: SGLang's layers are extended this way",
     ),
     Touch(
