@@ -4,12 +4,13 @@ SGLang would ask the class of each format for the method of every layer, by name
 classes then leave layers out, and some are not there without a GPU.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sala_sglang.config import SALAConfig
-from sala_sglang.models.merged_projections import kv_copies
+from sala_sglang.models.merged_projections import GATES, kv_copies, merged_parts
 from sala_sglang.quantization import METHOD
 from sala_sglang.quantization.checkpoint_files import find_configuration
 from sala_sglang.quantization.plan import read_plan
@@ -18,11 +19,13 @@ NO_UPDATES = (
     "MiniCPM-SALA: weights of a quantised model cannot be replaced, because after loading they have the layout of "
     "their products; allowed: a new server"
 )
+# Layers that --quantization fp8 leaves alone, by the names of this model's layers.
+IGNORED_LAYERS = "SGLANG_FP8_IGNORED_LAYERS"
+QKVG = "self_attn.qkvg_proj"
 # (field, the values that work with a quantised checkpoint, what is missing for the others)
 LIMITS = (
     ("load_format", ("auto", "safetensors"), "the headers of the files are read before the weights"),
     ("enable_lora", (False, None), "adapters were not tried with quantised checkpoints"),
-    ("enable_fp32_lm_head", (False, None), "not tried with quantised checkpoints"),
 )
 
 
@@ -79,6 +82,17 @@ def check_ranks(config: SALAConfig, ranks: int, device: str) -> None:
         return plan.shapes[f"{linear}.weight"][0] * copies
 
     plan.check_ranks(outputs, ranks, on_gpu=device != "cpu")
+
+
+def check_online() -> None:
+    """Raise ValueError for a layer in SGLang's list of those that stay in 16 bits which the list would not find."""
+    given = [name.strip() for name in os.environ.get(IGNORED_LAYERS, "").split(",")]
+    parts = {part.split(".")[1] for kind in GATES for part in merged_parts(kind)[QKVG]}
+    if merged := [name for name in given if name.split(".")[-1] in parts]:
+        raise ValueError(
+            f"{IGNORED_LAYERS} = {merged} is not possible (SGLang quantises a merged layer as one); allowed: qkvg_proj "
+            "for q, k, v and gate, o_proj, gate_up_proj, down_proj"
+        )
 
 
 def refuse_updates(original: Callable, model: Any = None) -> str | None:

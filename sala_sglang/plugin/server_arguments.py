@@ -137,6 +137,7 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
         quantization.check_ranks(config, found("tp_size"), device)
     else:
         check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+        quantization.check_online()
     graphs = found("cuda_graph_config")
     backends = {f"cuda_graph_config[{phase}].backend": getattr(graphs, phase).backend for phase in _GRAPH_BACKENDS}
     check_limits(backends.get, [_graph_limit(phase) for phase in _GRAPH_BACKENDS])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sala_sglang.plugin import quantization
 from testing.quantised_checkpoints import Recipe, make_source, quantise
 from tests.plugin.processes import resolve
 
@@ -55,6 +56,14 @@ def test_a_quantised_checkpoint_reaches_our_backend(results, arguments):
 @pytest.mark.parametrize("arguments", REFUSED)
 def test_what_does_not_go_with_it_is_refused(results, arguments):
     assert REFUSED[arguments] in results[arguments].get("error", "no error")
+
+
+def test_parts_of_merged_layers_cannot_be_left_out_of_online_quantization(monkeypatch):
+    monkeypatch.setenv("SGLANG_FP8_IGNORED_LAYERS", "model.layers.0.self_attn.qkvg_proj, o_proj")
+    quantization.check_online()
+    monkeypatch.setenv("SGLANG_FP8_IGNORED_LAYERS", "o_proj, model.layers.0.self_attn.z_proj")
+    with pytest.raises(ValueError, match=r"SGLANG_FP8_IGNORED_LAYERS = \['model.layers.0.self_attn.z_proj'\]"):
+        quantization.check_online()
 
 
 def test_a_checkpoint_at_odds_with_itself_is_refused(results):

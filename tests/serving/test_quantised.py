@@ -13,6 +13,8 @@ from testing.server import Server
 from tests.serving.client import all_at_once, complete, generate, random_prompt
 from tests.serving.oracle import Oracle
 
+# SGLang's products for GPUs have 16 bits, and FP8 and int8 round activations too: no exact comparison there.
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="dequantised weights are served without CUDA")
 TOLERANCE = 1e-4  # float32 as in test_equality: dequantised weights are exact
 VOCABULARY, TOKENS = 400, 6
 ARGUMENTS = "--dtype float32 --max-running-requests 4 --chunked-prefill-size 256"

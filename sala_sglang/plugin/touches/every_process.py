@@ -141,6 +141,14 @@ _COMMAND_LINE = (
 
 _QUANTIZATION = (
     Touch(
+        target="SGLANG_FP8_IGNORED_LAYERS",
+        how=VARIABLE,
+        process=EVERY,
+        when="--quantization fp8",
+        why="names of layers that are merged here are refused: SGLang would look for them in vain, and quantise them",
+        until="SGLang resolves them by the model's merged layers",
+    ),
+    Touch(
         target="sglang.srt.configs.model_config.ModelConfig._verify_quantization",
         how=AROUND,
         process=EVERY,
