@@ -53,8 +53,8 @@ def checkpoint(source, tmp_path_factory):
 class Model:
     """The quantised layers of the served model on one of ``ranks``, and of the others a parameter that takes all."""
 
-    def __init__(self, plan: QuantizationPlan, ranks: int = 1):
-        self.layers: dict[str, tuple[nn.Module, tuple[str, ...]]] = {}
+    def __init__(self, plan, ranks=1):
+        self.layers = {}
         self.plan, self.ranks = plan, ranks
         merged = set()
         for index, kind in enumerate(CONFIG.layer_kinds):
@@ -67,7 +67,7 @@ class Model:
             if name.removesuffix(WEIGHT) not in merged:
                 self.add(name.removesuffix(WEIGHT), (name.removesuffix(WEIGHT),))
 
-    def add(self, name: str, parts: tuple[str, ...]) -> None:
+    def add(self, name, parts):
         module, scheme = nn.Module(), self.plan.schemes.get(parts[0])
         shapes = [self.plan.shapes[part + WEIGHT] for part in parts]
         if scheme is None:
@@ -80,7 +80,7 @@ class Model:
                 parameter.data = torch.full_like(parameter.float(), torch.nan).to(parameter.dtype)
         self.layers[name] = module, parts
 
-    def sizes(self, parts: tuple[str, ...], shapes: list[tuple[int, int]]) -> dict:
+    def sizes(self, parts, shapes):
         inputs, split = shapes[0][1], is_split_by_inputs(parts[0])
         outputs = [shape[0] * copies_of(part, self.ranks) for shape, part in zip(shapes, parts, strict=True)]
         return {
@@ -167,7 +167,7 @@ def test_sglang_has_the_same_parameters_for_a_gpu(name, ranks, checkpoint, monke
             assert loading._dtype_class(value.dtype) == loading._dtype_class(ours[key].dtype), (parts, key)
 
 
-def load(checkpoint, name: str, change) -> None:
+def load(checkpoint, name, change):
     plan, tensors = checkpoint(name)
     WeightLoader(CONFIG, plan).load(Model(plan), change(tensors).items())
 

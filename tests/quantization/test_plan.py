@@ -21,7 +21,8 @@ Z = "model.layers.1.self_attn.z_proj"
 
 
 @pytest.fixture(scope="module")
-def checkpoints(source, tmp_path_factory) -> dict[Recipe, Path]:
+def checkpoints(source, tmp_path_factory):
+    """A function from recipes to the folders of their checkpoints."""
     made: dict[str, Path] = {}
 
     def make(recipe: Recipe) -> Path:
