@@ -15,7 +15,7 @@ from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin import cpu, hierarchical_cache, quantization
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
@@ -147,7 +147,12 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, ARGUMENT_LIMITS)
     check_limits(found, (_cache_limit(model.dtype), _lora_limit(device)))
     check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
-    check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+    if quantization.is_planned(model):
+        check_limits(found, quantization.LIMITS)
+        quantization.check_ranks(config, found("tp_size"), device)
+    else:
+        check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+        quantization.check_online()
     graphs = found("cuda_graph_config")
     backends = {f"cuda_graph_config[{phase}].backend": getattr(graphs, phase).backend for phase in _GRAPH_BACKENDS}
     check_limits(backends.get, [_graph_limit(phase) for phase in _GRAPH_BACKENDS])
