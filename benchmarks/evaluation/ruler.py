@@ -5,11 +5,13 @@
 
 What the file has already is not asked again, so a run that was ended goes on with the same command. Needs
 ``pip install 'sala-sglang[ruler]'``. docs/guides/ruler.md says what the rows mean, and what each of the other
-``--settings`` does to them. The tasks that are asked unless ``--tasks`` names others need no network.
+``--settings`` does to them. The tasks that are asked unless ``--tasks`` names others need no network. Tasks of
+``sala-sglang eval`` can stand beside them.
 """
 
 import argparse
 import json
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,8 @@ from tqdm import tqdm
 
 from benchmarks.common import results_file
 from benchmarks.common.options import add_commit, check_least
+from sala_sglang import cli
+from sala_sglang.evaluation import samples
 from sala_sglang.evaluation.client import CONNECT_SECONDS, Client, Unreachable
 
 GENERATED = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
@@ -29,7 +33,8 @@ ESSAYS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue"
 DOCUMENTS = ("ruler_qa_squad", "ruler_qa_hotpot")
 # In the language of sala-tiny, which knows no other; made from the samples of ``sala-sglang eval``.
 OWN = ("sala_passkey", "sala_key-value")
-TASKS = (*GENERATED, *ESSAYS, *DOCUMENTS, *OWN)
+TASKS = (*GENERATED, *ESSAYS, *DOCUMENTS, *OWN, *samples.TASKS)
+EVAL_DEPTHS = 5  # of the tasks that ``sala-sglang eval`` asks itself
 MOST_SAMPLES = 500  # what lm-eval makes of each task and length
 # Beside a task's length a prompt has the begin of its answer and the chat template, and with ruler_fwe the answer.
 BEYOND_LENGTH = 256
@@ -68,22 +73,23 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Found:
-    """What lm-eval found. score: mean of the samples, 0 to 1; the token counts are the server's, of single prompts.
+    """What was found. score: mean of the ``answered`` samples, 0 to 1. Token counts are the server's, of one prompt.
 
-    cut: answers that ended because they had all the tokens that the task allows.
+    cut: answers that ended because they had all the tokens that the task allows. ``sala-sglang eval`` keeps neither.
     """
 
     score: float
-    samples: int
-    prompt_tokens_min: int
-    prompt_tokens_max: int
-    cut: int
+    answered: int
+    prompt_tokens_min: int | str = ""
+    prompt_tokens_max: int | str = ""
+    cut: int | str = ""
 
 
-MEASURED = ("date", "model", "harness", "settings", "task", "length", *Found.__annotations__, "seconds")
+KEY = ("model", "harness", "settings", "task", "length", "samples")
+MEASURED = ("date", *KEY, *Found.__annotations__, "seconds")
 VERSIONS = ("lm_eval", "transformers", "tokenizers")
 COLUMNS = (*MEASURED, *results_file.SURROUNDINGS, *VERSIONS)
-KEY = ("model", "harness", "settings", "task", "length", "samples")
+LM_EVAL, EVAL = "lm-eval", "sala-sglang eval"
 
 
 def main(words: list[str] | None = None) -> None:
@@ -95,29 +101,52 @@ def main(words: list[str] | None = None) -> None:
     except Unreachable as error:
         raise SystemExit(str(error)) from error
     check_context(client, options.lengths)
-    cells = [(name, length, task) for name in options.settings for length in options.lengths for task in options.tasks]
     known = {tuple(row[name] for name in KEY) for row in results_file.read(options.output)}
-    missing = [
-        cell for cell in cells if tuple(map(str, key(client.model, *cell, samples=options.samples))) not in known
-    ]
+    cells = [(client.model, *cell, str(options.samples)) for cell in plan(options)]
+    missing = [cell for cell in cells if cell not in known]
     about = surroundings(client, options)
     with tqdm(total=len(cells), initial=len(cells) - len(missing), unit="cell", desc=client.model) as bar:
-        for name, length, task in missing:
-            bar.set_postfix_str(f"{name}, {task}, {length} tokens")
+        for cell in missing:
+            _, asked_by, settings, task, length, _ = cell
+            bar.set_postfix_str(f"{settings}, {task}, {length} tokens")
             start = time.perf_counter()
             try:
-                found = harness.ask(client, tokenizer, SETTINGS[name], task, length, options)
+                if asked_by == EVAL:
+                    found = ask_eval(client, tokenizer, task, length, options)
+                else:
+                    found = harness.ask(client, tokenizer, SETTINGS[settings], task, int(length), options)
             except harness.Impossible as error:
                 tqdm.write(f"{task} at {length} tokens is left out: {error}")
-                bar.update()
-                continue
-            except (harness.Unanswered, KeyboardInterrupt) as error:
+            except (Unreachable, harness.Unanswered, KeyboardInterrupt) as error:
                 done = f"{options.output} has the rows so far, the same command goes on"
                 raise SystemExit(f"{task} at {length} tokens: {error!r}; {done}") from error
-            values = key(client.model, name, length, task, options.samples)
-            row = about | dict(zip(KEY, values, strict=True)) | vars(found)
-            results_file.record(options.output, row | {"seconds": round(time.perf_counter() - start, 1)}, COLUMNS)
+            else:
+                row = about | dict(zip(KEY, cell, strict=True)) | vars(found)
+                results_file.record(options.output, row | {"seconds": round(time.perf_counter() - start, 1)}, COLUMNS)
             bar.update()
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    """Who asks, with which settings, which task, at which length; what ``sala-sglang eval`` asks has one setting."""
+    cells = []
+    for settings in options.settings:
+        for length in map(str, options.lengths):
+            for task in options.tasks:
+                own = task in samples.TASKS
+                cells.append((EVAL, "", task, length) if own else (LM_EVAL, settings, task, length))
+    return list(dict.fromkeys(cells))
+
+
+def ask_eval(client: Client, tokenizer: str, task: str, length: str, options: argparse.Namespace) -> Found:
+    """What ``sala-sglang eval`` finds of one of its own tasks. Raises Unreachable where it does not finish."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["--base-url", client.root, "--model", client.model, "--tokenizer", tokenizer, "--out", folder]
+        choice = f"--tasks {task} --lengths {length} --depths {EVAL_DEPTHS} --samples {options.samples // EVAL_DEPTHS}"
+        if cli.main(["eval", *place, *choice.split(), "--concurrency", str(options.concurrency)]):
+            raise Unreachable(f"sala-sglang eval found nothing of {task} at {length} tokens")
+        cells = json.loads((Path(folder) / "result.json").read_text())["cells"]
+    served = sum(cell["served"] for cell in cells)
+    return Found(round(sum(cell["score"] * cell["served"] for cell in cells if cell["served"]) / served, 4), served)
 
 
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:
@@ -136,6 +165,10 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     check_least(parser, options, {"samples": 1, "concurrency": 1})
     if options.samples > MOST_SAMPLES:
         parser.error(f"--samples is {options.samples}; allowed: up to {MOST_SAMPLES}, which lm-eval makes")
+    if options.samples % EVAL_DEPTHS and not samples.TASKS.keys().isdisjoint(options.tasks):
+        parser.error(
+            f"--samples is {options.samples}; allowed: multiples of {EVAL_DEPTHS} for sala-sglang eval's tasks"
+        )
     for argument, given, allowed in (("tasks", options.tasks, TASKS), ("settings", options.settings, SETTINGS)):
         if unknown := [name for name in given if name not in allowed]:
             parser.error(f"--{argument} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
@@ -165,11 +198,6 @@ def check_context(client: Client, lengths: tuple[int, ...]) -> None:
     if client.context_tokens and longest > client.context_tokens:
         allowed = f"up to {client.context_tokens - BEYOND_LENGTH}, {BEYOND_LENGTH} less than the server's context"
         raise SystemExit(f"--lengths has {max(lengths)}; allowed: {allowed}")
-
-
-def key(model: str, settings: str, length: int, task: str, samples: int) -> tuple[str | int, ...]:
-    """Values for the columns in KEY."""
-    return model, "lm-eval", settings, task, length, samples
 
 
 def surroundings(client: Client, options: argparse.Namespace) -> dict[str, str]:
