@@ -117,7 +117,7 @@ def main(words: list[str] | None = None) -> None:
                     found = harness.ask(client, tokenizer, SETTINGS[settings], task, int(length), options)
             except harness.Impossible as error:
                 tqdm.write(f"{task} at {length} tokens is left out: {error}")
-            except (Unreachable, harness.Unanswered, KeyboardInterrupt) as error:
+            except (Unreachable, *harness.Unanswered, KeyboardInterrupt) as error:
                 done = f"{options.output} has the rows so far, the same command goes on"
                 raise SystemExit(f"{task} at {length} tokens: {error!r}; {done}") from error
             else:
