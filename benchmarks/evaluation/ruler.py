@@ -58,7 +58,8 @@ class Settings:
 
 
 RECIPE = "recipe"
-CONTINUED = {"continue_final_message": True}
+# The server goes on with the answer that lm-eval begins, and does not think first: RULER allows 30 to 128 tokens.
+CONTINUED = {"continue_final_message": True, "chat_template_kwargs": {"enable_thinking": False}}
 SETTINGS = {
     RECIPE: Settings(chat=True, request=CONTINUED),
     "token ids": Settings(arguments={"max_length": None}),

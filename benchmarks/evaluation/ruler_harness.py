@@ -16,7 +16,7 @@ import numpy
 import requests
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks.ruler import cwe_utils
+from lm_eval.tasks.ruler import cwe_utils, vt_utils
 from lm_eval.tasks.ruler.common_utils import process_results
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -29,6 +29,9 @@ Unanswered = (aiohttp.ClientError, requests.RequestException, TimeoutError)
 ANSWER_SECONDS = 24 * 3600  # of a prompt of a million tokens on a slow server; lm-eval's own limit is 300
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEED = 0
+# Of ruler_vt as lm-eval makes it: its worked example has at most so many tokens, it and prompts at least so many lines.
+EXAMPLE_TOKENS, EXAMPLE_LINES, PROMPT_LINES, TRACKING_NEW_TOKENS = 500, 5, 10, 30
+SPREAD_TOKENS = 32  # of names and numbers that are drawn
 
 logging.getLogger("lm_eval").setLevel(logging.WARNING)
 
@@ -93,6 +96,8 @@ def ask(
 
 def make_task(task: str, length: int, tokenizer: str, samples: int) -> tuple[TaskManager, Any]:
     """lm-eval's task with its prompts, which depend on nothing but the arguments."""
+    if task == "ruler_vt":
+        check_tracking(AutoTokenizer.from_pretrained(tokenizer), length)
     random.seed(SEED)
     numpy.random.seed(SEED)
     cwe_utils.RNG.seed(SEED)
@@ -110,6 +115,22 @@ def make_task(task: str, length: int, tokenizer: str, samples: int) -> tuple[Tas
     if not all(doc["outputs"] for doc in made.dataset["test"]):
         raise Impossible("the shortest prompt of lm-eval with something to find is longer")
     return manager, made
+
+
+def check_tracking(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Raises Impossible where not even the smallest prompt of ruler_vt fits: lm-eval would try it for ever."""
+
+    def tokens(lines: int, example: bool) -> int:
+        text, _ = vt_utils.generate_input_output(lines, num_chains=1, num_hops=4, is_icl=example)
+        return len(tokenizer(text)["input_ids"]) + TRACKING_NEW_TOKENS + SPREAD_TOKENS
+
+    example = tokens(EXAMPLE_LINES, example=True)
+    if example > EXAMPLE_TOKENS:
+        raise Impossible(
+            f"its worked example has {example} tokens with this tokenizer, and lm-eval allows {EXAMPLE_TOKENS}"
+        )
+    if (smallest := example + tokens(PROMPT_LINES, example=False)) > length:
+        raise Impossible(f"its smallest prompt has {smallest} tokens with this tokenizer")
 
 
 def make_model(client: Client, tokenizer: str, settings: Settings, concurrency: int) -> Any:

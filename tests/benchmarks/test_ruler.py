@@ -122,7 +122,7 @@ def test_without_lm_eval_the_message_says_how_to_get_it(monkeypatch, tmp_path):
 
 
 class Recording(FakeServer):
-    """Keeps every body; prompts of /v1/completions get the same answers as messages of one user."""
+    """Keeps every body, and answers whole prompts as it answers messages, also such as have no number."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -130,19 +130,23 @@ class Recording(FakeServer):
 
     def answer(self, body: dict) -> tuple[int, dict]:
         self.bodies.append(body)
-        if "prompt" not in body:
-            return super().answer(body)
-        text = self.tokenizer.decode(body["prompt"][0]) if isinstance(body["prompt"], list) else body["prompt"]
-        status, answer = super().answer({"messages": [{"role": "user", "content": text}], **body})
-        answer["choices"] = [choice | {"text": choice["message"]["content"]} for choice in answer["choices"]]
+        given = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+        text = given if isinstance(given, str) else self.tokenizer.decode(given[0])
+        status, answer = super().answer(body | {"messages": [{"role": "user", "content": f"{text} 0000"}]})
+        for choice in answer.get("choices", ()):
+            choice["text"] = choice["message"]["content"]
         return status, answer
 
 
 @pytest.fixture
-def asked(trained_checkpoint, tmp_path, monkeypatch):
-    """A function from settings to the rows and bodies of two prompts each."""
-    pytest.importorskip("lm_eval", reason="sends requests through lm-eval: pip install 'sala-sglang[ruler]'")
+def lm_eval(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("lm_eval", reason="asks through lm-eval: pip install 'sala-sglang[ruler]'")
+
+
+@pytest.fixture
+def asked(lm_eval, trained_checkpoint, tmp_path):
+    """A function from settings to the rows and bodies of two prompts each."""
 
     def ask(settings: str, words: str = "--lengths 2560 --tasks niah_multikey_2,sala_key-value"):
         with Recording(trained_checkpoint, 4096, lists_context=True) as server:
@@ -165,6 +169,7 @@ def test_the_recipe_sends_the_whole_prompt_once_and_greedily(asked, trained_chec
     for body in bodies:
         assert [message["role"] for message in body["messages"]] == ["user", "assistant"]
         assert (body["temperature"], body["stop"], body["continue_final_message"]) == (0.0, [], True)
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
         assert "<|im_start|>" not in body["messages"][0]["content"]
     needles, own = bodies[:2], bodies[2:]
     assert {body["max_tokens"] for body in needles} == {NEW_TOKENS} and {body["max_tokens"] for body in own} == {64}
@@ -177,12 +182,16 @@ def test_the_recipe_sends_the_whole_prompt_once_and_greedily(asked, trained_chec
 
 
 def test_prompts_depend_on_their_task_and_length_alone(asked):
-    _, first = asked("recipe", "--lengths 2560 --tasks ruler_vt,ruler_fwe,niah_multikey_3")
-    _, again = asked("recipe", "--lengths 2560 --tasks niah_multikey_3,ruler_vt,ruler_fwe")  # nothing is new
-    assert len(first) == 6 and not again
-    _, other = asked("answer not begun", "--lengths 2560 --tasks niah_multikey_3,ruler_fwe,ruler_vt")
-    texts = [[body["messages"][0]["content"] for body in bodies] for bodies in (first, other)]
-    assert sorted(texts[0]) == sorted(texts[1])
+    _, first = asked("recipe", "--lengths 2560 --tasks niah_multikey_2,ruler_fwe,niah_multikey_3")
+    _, other = asked("answer not begun", "--lengths 2560 --tasks niah_multikey_3,niah_multikey_2,ruler_fwe")
+    texts = [{body["messages"][0]["content"] for body in bodies} for bodies in (first, other)]
+    assert texts[0] == texts[1] and len(texts[0]) == len(first) == 6
+
+
+def test_words_to_count_are_the_same_in_every_run(lm_eval, trained_checkpoint):
+    harness = ruler.load_harness()
+    first, again = (harness.make_task("ruler_cwe", 8192, str(trained_checkpoint), 2)[1].dataset for _ in range(2))
+    assert first["test"]["input"] == again["test"]["input"]
 
 
 def test_token_ids_are_those_of_the_recipe_and_a_short_max_length_cuts_their_begin(asked, trained_checkpoint):
@@ -218,13 +227,20 @@ def test_scores_are_the_share_of_what_was_asked_for(asked, monkeypatch):
     assert (rows[0]["score"], rows[0]["cut"]) == ("0.5", "2")
 
 
-def test_a_task_with_nothing_to_find_is_left_out(asked, capsys):
-    rows, bodies = asked("recipe", "--lengths 512 --tasks ruler_cwe")
-    assert not rows and not bodies
-    assert "ruler_cwe at 512 tokens is left out: the shortest prompt" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("task", "length", "reason"),
+    [
+        ("ruler_cwe", 1024, "the shortest prompt of lm-eval with something to find is longer"),
+        ("ruler_vt", 4096, "its worked example has"),  # lm-eval alone would never end
+    ],
+)
+def test_what_cannot_be_made_with_a_tokenizer_is_refused(lm_eval, trained_checkpoint, task, length, reason):
+    harness = ruler.load_harness()
+    with pytest.raises(harness.Impossible, match=reason):
+        harness.make_task(task, length, str(trained_checkpoint), 2)
 
 
-def test_a_server_that_refuses_ends_the_run(asked, trained_checkpoint, tmp_path, caplog):
+def test_a_server_that_refuses_ends_the_run(lm_eval, trained_checkpoint, tmp_path):
     with (
         Recording(trained_checkpoint, 1024) as server,
         pytest.raises(SystemExit, match=r"niah_single_1 at 2048 tokens: ClientResponseError"),
