@@ -68,7 +68,7 @@ SETTINGS = {
     "no template": Settings(template=False, as_text=True),
     "template twice": Settings(chat=True, twice=True, request=CONTINUED),
     "bos": Settings(arguments={"max_length": None, "add_bos_token": True}),
-    "8 new tokens": Settings(chat=True, request=CONTINUED | {"max_gen_toks": 8}),
+    "2 new tokens": Settings(chat=True, request=CONTINUED | {"max_gen_toks": 2}),
 }
 
 
