@@ -65,7 +65,7 @@ parse_options "$@"
 case " ${REST[*]-} " in
     *" --help "* | *" -h "*) usage; exit ;;
 esac
-setup_env ""
+setup_env eval
 
 defaults=()
 if ! given --model-path >/dev/null && ! given --model >/dev/null; then

@@ -61,11 +61,11 @@ find_uv() {
     echo "$tools/bin/uv"
 }
 
-# setup_env EXTRAS: create VENV where it is missing and install the project with EXTRAS (such as "test,dev", or
-# nothing) from INDEX_URL, if given. A second call with nothing changed returns at once.
+# setup_env EXTRAS: create VENV where it is missing and install the project with EXTRAS (such as "test,dev") from
+# INDEX_URL, if given. A second call with nothing changed returns at once.
 setup_env() {
     local extras=$1 python uv stamp state
-    stamp="$VENV/.sala-sglang-${extras:-serve}"
+    stamp="$VENV/.sala-sglang-$extras"
     state="sglang==$SGLANG_VERSION $ROOT $(cksum <"$ROOT/pyproject.toml")"
     if [ -x "$VENV_PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
         return
@@ -81,6 +81,6 @@ setup_env() {
         "$uv" venv --quiet --seed --python "$python" "$VENV"
     fi
     echo "Installing sala-sglang and SGLang $SGLANG_VERSION into $VENV (several GB on a fresh machine)" >&2
-    "$uv" pip install --python "$VENV_PYTHON" --editable "$ROOT${extras:+[$extras]}" "sglang==$SGLANG_VERSION"
+    "$uv" pip install --python "$VENV_PYTHON" --editable "$ROOT[$extras]" "sglang==$SGLANG_VERSION"
     echo "$state" >"$stamp"
 }

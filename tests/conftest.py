@@ -13,7 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from testing.fork_server import ForkServer
-from testing.server import server_environment
+from testing.server import Server, server_environment
+
+TRAINED_ARGUMENTS = ("--dtype", "float32", "--max-running-requests", "4")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
     Files that start servers or ranks come first, so that short ones are left to even out the ends.
     """
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/serving/", "tests/parallel/")))
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/serving/", "tests/examples/", "tests/parallel/")))
     shared = {item.path for item in items if "trained_server" in item.fixturenames}
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
@@ -61,6 +63,13 @@ def own_configuration():
 def trained_checkpoint() -> Path:
     """Directory of sala-tiny, the trained checkpoint; read only."""
     return Path(__file__).parents[1] / "checkpoints" / "sala-tiny"
+
+
+@pytest.fixture(scope="session")
+def trained_server(trained_checkpoint):
+    """A running server on sala-tiny."""
+    with Server(trained_checkpoint, *TRAINED_ARGUMENTS) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

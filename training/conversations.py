@@ -33,6 +33,7 @@ class Piece:
 
 
 ANSWER_WEIGHT = 1.0
+THINKING_SHARE = 0.15  # of the assistant's turns; in as many it is told not to think
 TEXT_WEIGHT = 0.03  # of the text that is read: enough to learn its words, too little to crowd out the answers
 
 
@@ -58,7 +59,7 @@ def tasks(rng: Random, count: int) -> list[Task]:
     return found
 
 
-def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list[Piece]]:
+def conversation(rng: Random, tokens: int, thinking_share: float = 0.0) -> tuple[list[Piece], list[str], list[Piece]]:
     """Opening, facts to be spread over filler, and turns after the text, for ``tokens`` tokens in all."""
     asked = max(2, min(24, tokens // 80))
     facts_tokens = (tokens - asked * TURN_TOKENS) * rng.choice((0.1, 0.25, 0.5, 0.8))
@@ -68,9 +69,10 @@ def conversation(rng: Random, tokens: int) -> tuple[list[Piece], list[str], list
     turns = []
     for number, task in enumerate(questions):
         opening = "\n<|im_start|>user\n" if number else "\n\n"
-        turns.append(Piece(opening + task.question + "<|im_end|>\n<|im_start|>assistant\n", 0.0))
-        turns.append(Piece(task.answer, ANSWER_WEIGHT, find=True))
-        turns.append(Piece("<|im_end|>", ANSWER_WEIGHT))
+        turns.append(Piece(opening + task.question + "<|im_end|>\n", 0.0))
+        turns += assistant_turn(
+            rng, Piece(task.answer, ANSWER_WEIGHT, find=True), "I look into the text.", thinking_share
+        )
     return [Piece("<|im_start|>user\nText:", 0.0)], facts, turns
 
 
@@ -90,6 +92,22 @@ def small_talk(rng: Random) -> Iterator[Piece]:
             answer = " ".join(language.filler(rng) for _ in range(rng.choice((1, 2))))
             question = f"Repeat: {answer}"
         opening = "\n<|im_start|>user\n" if number else "<|im_start|>user\n"
-        yield Piece(f"{opening}{question}<|im_end|>\n<|im_start|>assistant\n", 0.0)
-        yield Piece(answer, ANSWER_WEIGHT)
-        yield Piece("<|im_end|>", ANSWER_WEIGHT)
+        yield Piece(f"{opening}{question}<|im_end|>\n", 0.0)
+        yield from assistant_turn(rng, Piece(answer, ANSWER_WEIGHT), "I need no text.", THINKING_SHARE)
+
+
+def assistant_turn(rng: Random, answer: Piece, thought: str, thinking_share: float) -> Iterator[Piece]:
+    """The pieces of a turn in front of which the chat template asked for thinking, forbade it, or did neither.
+
+    thinking_share: the probability of each of the first two.
+    """
+    mode = rng.random() if thinking_share else 1.0
+    if mode < thinking_share:
+        yield Piece("<|im_start|>assistant\n<think>\n", 0.0)
+        yield Piece(f"{thought}\n</think>\n\n", ANSWER_WEIGHT)
+    elif mode < 2 * thinking_share:
+        yield Piece("<|im_start|>assistant\n<think>\n\n</think>\n\n", 0.0)
+    else:
+        yield Piece("<|im_start|>assistant\n", 0.0)
+    yield answer
+    yield Piece("<|im_end|>", ANSWER_WEIGHT)

@@ -9,9 +9,11 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
 from sala_sglang.evaluation import language
-from training.conversations import TEXT_WEIGHT, Piece, conversation, small_talk
+from training.conversations import TEXT_WEIGHT, THINKING_SHARE, Piece, conversation, small_talk
+from training.tool_conversations import TOOLS, choose_tools, exchange, exchange_turns
 
 SMALL_TALK_SHARE = 0.03
+TOOLS_SHARE, TOOLS_LENGTHS = 0.5, range(512, 1025)  # of the rows of these lengths; tools take up to 300 tokens
 FILLER_SENTENCES = 20_000
 MAX_ASKED_DIGITS = 200  # per conversation
 Row = tuple[list[int], list[float], list[int]]
@@ -50,6 +52,7 @@ class Encoder:
 
     def __init__(self, path: Path):
         tokenizer = AutoTokenizer.from_pretrained(path)
+        self.render = tokenizer.apply_chat_template
         self.tokenizer = tokenizer.backend_tokenizer
         self.digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
         rng = Random(0)
@@ -59,9 +62,12 @@ class Encoder:
         return [x.ids for x in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def row(self, rng: Random, length: int) -> Row:
-        ids, weights, asked = (
-            self.talk(rng, length) if rng.random() < SMALL_TALK_SHARE else self.about_a_text(rng, length)
-        )
+        if length in TOOLS_LENGTHS and rng.random() < TOOLS_SHARE:
+            ids, weights, asked = self.with_tools(rng, length)
+        elif rng.random() < SMALL_TALK_SHARE:
+            ids, weights, asked = self.talk(rng, length)
+        else:
+            ids, weights, asked = self.about_a_text(rng, length, THINKING_SHARE)
         ids, weights = ids[:length], weights[:length]
         return ids, weights, [p for p in asked if p < length - 1][:MAX_ASKED_DIGITS]
 
@@ -74,8 +80,20 @@ class Encoder:
             weights[begin:] = [w * (begin == 0) for w in weights[begin:]]
         return ids, weights, []
 
-    def about_a_text(self, rng: Random, length: int) -> Row:
-        opening, facts, turns = conversation(rng, length)
+    def with_tools(self, rng: Random, length: int) -> Row:
+        """Tools, and exchanges until the row is full; its end may cut the last one."""
+        names, messages = choose_tools(rng)
+        system = self.render(messages or [{"role": "user", "content": ""}], [TOOLS[n] for n in names], tokenize=False)
+        ids: list[int] = []
+        weights: list[float] = []
+        self.append(ids, weights, [Piece(system.split("<|im_start|>user")[0], 0.0)])
+        asked: list[int] = []
+        while len(ids) < length:
+            asked += self.append(ids, weights, list(exchange_turns(rng, exchange(rng, names))))
+        return ids, weights, asked
+
+    def about_a_text(self, rng: Random, length: int, thinking_share: float = 0.0) -> Row:
+        opening, facts, turns = conversation(rng, length, thinking_share)
         ids: list[int] = []
         weights: list[float] = []
         self.append(ids, weights, opening)

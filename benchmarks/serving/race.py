@@ -123,11 +123,21 @@ def about(base_url: str, arguments: argparse.Namespace) -> dict:
         server = get(base_url, "/server_info")
     except urllib.error.HTTPError:  # not SGLang: which libraries it has is not known
         server = {}
+    except urllib.error.URLError as error:
+        raise SystemExit(f"--base-url is {base_url!r}; no server answers there: {error.reason}") from None
     found = results_file.surroundings(arguments) | {"engine": arguments.engine, "weights": arguments.weights}
     found |= {"seed": arguments.seed, "longest": arguments.longest, "prompts": arguments.prompts}
     found |= {} if server else {"torch": "", "sglang": "", "triton": ""}
     told = json.dumps({name: server[name] for name in OPTIONS if name in server}, sort_keys=True)
-    return found | {"dtype": arguments.dtype or server.get("dtype", ""), "options": arguments.options or told}
+    return found | {"dtype": arguments.dtype or dtype(server), "options": arguments.options or told}
+
+
+def dtype(server: dict) -> str:
+    """What an SGLang server says; where that is the checkpoint's, what its configuration says, if it is at hand."""
+    config = Path(server.get("model_path", ""), "config.json")
+    if server.get("dtype") == "auto" and config.is_file():
+        return json.loads(config.read_text())["dtype"]
+    return server.get("dtype", "")
 
 
 def is_same(row: dict, common: dict, at_once: int, count: int) -> bool:

@@ -9,19 +9,25 @@ from torch import nn
 
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import SALAConfig
-from sala_sglang.models.merged_projections import copy_kv_heads, kv_copies, merged_parts
+from sala_sglang.models.merged_projections import copy_kv_heads, kv_copies, merged_runs
+from sala_sglang.quantization.placement import Part, place
+from sala_sglang.quantization.plan import WEIGHT, Expected, QuantizationPlan, is_split_by_inputs, some
+from sala_sglang.quantization.scheme import Scheme
 
 
 class WeightLoader:
     """Places tensors by their released names.
 
     The first load must fill every parameter of the model; later ones (weight updates of a running server) may bring
-    any part. complete: whether the parameters have been filled, here or by a loader of SGLang that writes them itself.
+    any part. plan: of a quantised checkpoint. complete: whether the parameters have been filled, here or by a loader of
+    SGLang that writes them itself.
     """
 
-    def __init__(self, config: SALAConfig) -> None:
+    def __init__(self, config: SALAConfig, plan: QuantizationPlan | None = None) -> None:
         self.config = config
         self.shapes = tensor_shapes(config)
+        self.schemes: dict[str, Scheme] = plan.schemes if plan else {}
+        self.expected = plan.tensors() if plan else {name: Expected((), shape) for name, shape in self.shapes.items()}
         self.complete = False
 
     def load(self, model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -33,54 +39,102 @@ class WeightLoader:
         """
         # SGLang wraps a layer with LoRA: its parameters are those of `base_layer` then.
         parameters = {name.replace(".base_layer.", "."): value for name, value in model.named_parameters()}
-        seen, filled = set(), set()
+        seen: set[str] = set()
+        filled: set[str] = set()
         for name, tensor in weights:
             if name in seen:
                 raise ValueError(f"the checkpoint has {name} twice")
             seen.add(name)
-            self._check(name, tensor)
-            filled.add(self._place(parameters, name, tensor))
+            if name not in self.expected:
+                raise ValueError(f"the checkpoint has an unknown tensor: {name}")
+            linear, suffix = name.rsplit(".", 1)
+            if linear in self.schemes:
+                filled.add(self._place_quantised(parameters, linear, suffix, tensor, filled))
+            else:
+                filled.add(self._place(parameters, name, tensor))
         if not self.complete:
-            self._check_all(parameters.keys() - filled, self.shapes.keys() - seen)
+            self._check_all(parameters.keys() - filled, self.expected.keys() - seen)
         self.complete = True
 
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        expected = self.shapes.get(name)
-        if expected is None:
-            raise ValueError(f"the checkpoint has an unknown tensor: {name}")
-        if tuple(tensor.shape) != expected:
-            raise ValueError(f"the checkpoint's {name} has shape {list(tensor.shape)}, expected {list(expected)}")
-
     def _check_all(self, unfilled: set[str], missing: set[str]) -> None:
+        for name in [name for name in missing if self.expected[name].optional]:
+            missing.remove(name)
+            unfilled.discard(self._quantised_target(*name.rsplit(".", 1)))
         if missing:
-            raise ValueError(f"the checkpoint lacks {len(missing)} tensors: {_some(missing)}")
+            raise ValueError(f"the checkpoint lacks {len(missing)} tensors: {some(missing)}")
         if unfilled:
-            raise ValueError(f"no tensor of the checkpoint fills {len(unfilled)} parameters: {_some(unfilled)}")
+            raise ValueError(f"no tensor of the checkpoint fills {len(unfilled)} parameters: {some(unfilled)}")
 
     def _place(self, parameters: dict, name: str, tensor: torch.Tensor) -> str:
         """Copy a released tensor to where it belongs, and return the parameter's name."""
-        target, shard = self._target(name)
+        expected = self.expected[name].shape
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"the checkpoint's {name} has shape {list(tensor.shape)}, expected {list(expected)}")
+        linear = name.removesuffix(WEIGHT)
+        module, parts = self._module(linear)
+        target = module + name.removeprefix(linear)
         parameter = parameters[target]
         if _dtype_class(tensor.dtype) != _dtype_class(parameter.dtype):
             raise ValueError(f"the checkpoint's {name} is {tensor.dtype}, and its parameter {parameter.dtype}")
-        if shard is None:
+        if not parts:
             getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
             return target
-        if name.endswith((".k_proj.weight", ".v_proj.weight")):
-            copies = kv_copies(self.config, self._kind(name), get_parallel().attn_tp_size)
-            tensor = copy_kv_heads(tensor, self.config.head_dim, copies) if copies > 1 else tensor
-        parameter.weight_loader(parameter, tensor, shard)
+        copies = self._copies(linear, get_parallel().attn_tp_size)
+        tensor = copy_kv_heads(tensor, self.config.head_dim, copies) if copies > 1 else tensor
+        parameter.weight_loader(parameter, tensor, parts.index(linear))
         return target
 
-    def _target(self, name: str) -> tuple[str, int | None]:
-        """Parameter and shard that a released tensor goes to."""
-        if not name.startswith("model.layers."):
-            return name, None
-        layer, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-        for merged, parts in merged_parts(self._kind(name)).items():
-            if part in parts:
-                return f"model.layers.{layer}.{merged}.weight", parts.index(part)
-        return name, None
+    def _place_quantised(
+        self, parameters: dict, linear: str, suffix: str, tensor: torch.Tensor, filled: set[str]
+    ) -> str:
+        """The same for a tensor of a quantised layer; ``filled`` has the parameters of earlier ones."""
+        name, scheme = f"{linear}.{suffix}", self.schemes[linear]
+        self.expected[name].check(name, tensor.dtype, tuple(tensor.shape))
+        scheme.check_values(suffix, tensor, linear, self.shapes[linear + WEIGHT])
+        target, stored = self._quantised_target(linear, suffix), scheme.stored()[suffix]
+        parameter = parameters[target]
+        if _dtype_class(tensor.dtype) != _dtype_class(parameter.dtype):
+            raise ValueError(f"the checkpoint's {name} is {tensor.dtype}, and its parameter {parameter.dtype}")
+        try:
+            place(parameter, stored, tensor, self._part(linear), first=target not in filled)
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"the checkpoint's {name}: {error}") from error
+        return target
+
+    def _quantised_target(self, linear: str, suffix: str) -> str:
+        parameter = self.schemes[linear].stored()[suffix].parameter
+        return f"{self._module(linear)[0]}.{parameter or suffix}"
+
+    def _part(self, linear: str) -> Part:
+        """What this rank has of a released linear layer, and where."""
+        ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
+        outputs, inputs = self.shapes[linear + WEIGHT]
+        if is_split_by_inputs(linear):
+            return Part((0, outputs), (rank * inputs // ranks, inputs // ranks), 0, 0)
+        _, parts = self._module(linear)
+        index, lengths = parts.index(linear), [self._outputs(part) // ranks for part in parts]
+        # Ranks that share a KV head have the same rows.
+        begin = rank // self._copies(linear, ranks) * lengths[index]
+        return Part((begin, lengths[index]), (0, inputs), sum(lengths[:index]), index)
+
+    def _outputs(self, linear: str) -> int:
+        """Outputs of a released layer over all ranks, copies of KV heads included."""
+        return self.shapes[linear + WEIGHT][0] * self._copies(linear, get_parallel().attn_tp_size)
+
+    def _module(self, linear: str) -> tuple[str, list[str]]:
+        """The layer that has a released one, and the released ones that are merged there, none where it is alone."""
+        if not linear.startswith("model.layers."):
+            return linear, []
+        layer = ".".join(linear.split(".")[:3])
+        for module, parts in merged_runs(self._kind(linear), lambda part: self.schemes.get(f"{layer}.{part}")).items():
+            released = [f"{layer}.{part}" for part in parts]
+            if linear in released:
+                return f"{layer}.{module}", released
+        return linear, []
+
+    def _copies(self, linear: str, ranks: int) -> int:
+        """How many ranks have the same rows of a released layer."""
+        return kv_copies(self.config, self._kind(linear), ranks) if linear.endswith((".k_proj", ".v_proj")) else 1
 
     def _kind(self, name: str) -> str:
         """Kind of the decoder layer that a released tensor belongs to."""
@@ -90,8 +144,3 @@ class WeightLoader:
 def _dtype_class(dtype: torch.dtype) -> torch.dtype:
     """One for all floating-point formats of 16 bits and more, which are cast into each other; else the dtype itself."""
     return torch.float32 if dtype.is_floating_point and dtype.itemsize > 1 else dtype
-
-
-def _some(names: set[str], limit: int = 8) -> str:
-    shown = sorted(names)[:limit]
-    return ", ".join(shown) + (", …" if len(names) > limit else "")

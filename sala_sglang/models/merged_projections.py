@@ -1,5 +1,8 @@
 """Projections that share an input are one matrix product: which they are, how wide, and how KV heads are copied."""
 
+from collections.abc import Callable, Hashable
+from itertools import groupby
+
 import torch
 
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
@@ -13,6 +16,26 @@ def merged_parts(kind: str) -> dict[str, tuple[str, ...]]:
         "self_attn.qkvg_proj": tuple(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", GATES[kind])),
         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     }
+
+
+def merged_runs(kind: str, scheme_of: Callable[[str], Hashable]) -> dict[str, tuple[str, ...]]:
+    """The same where parts of a merged layer may differ in how they are quantised: a layer for each run of equal ones.
+
+    scheme_of: anything that tells the scheme of a released layer. Runs are named after the parts that they have.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for merged, parts in merged_parts(kind).items():
+        runs = [tuple(run) for _, run in groupby(parts, key=scheme_of)]
+        found |= {merged: runs[0]} if len(runs) == 1 else {_run_name(run, kind): run for run in runs}
+    return found
+
+
+def _run_name(parts: tuple[str, ...], kind: str) -> str:
+    room, first = parts[0].split(".")
+    if len(parts) == 1:
+        return f"{room}.{first}"
+    letters = "".join("g" if part.endswith(GATES[kind]) else part.split(".")[1][0] for part in parts)
+    return f"{room}.{letters}_proj"
 
 
 def kv_copies(config: SALAConfig, kind: str, ranks: int) -> int:

@@ -9,7 +9,7 @@ from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import MergedColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.linear import RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
@@ -25,6 +25,7 @@ from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.models.lora import LoRATargets
 from sala_sglang.models.merged_projections import qkvg_widths
+from sala_sglang.models.projections import MergedProjections, plan_of
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.models.skinny_linear import use_skinny_linear
 
@@ -32,38 +33,29 @@ from sala_sglang.models.skinny_linear import use_skinny_linear
 REDUCED_ROWS = 4
 
 
-class MLP(nn.Module):
-    def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+class MLP(MergedProjections):
+    def __init__(self, config: SALAConfig, kind: str, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = MergedColumnParallelLinear(
-            hidden, [inner, inner], bias=False, quant_config=quant_config, prefix=add_prefix("gate_up_proj", prefix)
-        )
+        self.add_projections(kind, "gate_up_proj", hidden, [inner, inner], quant_config, prefix)
         self.down_proj = RowParallelLinear(
             inner, hidden, bias=False, quant_config=quant_config, prefix=add_prefix("down_proj", prefix)
         )
         self.act = SiluAndMul()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up, _ = self.gate_up_proj(x)
-        return self.down_proj(self.act(gate_up))[0]
+        products = self.multiply(x)
+        return self.down_proj(self.act(products[0] if len(products) == 1 else torch.cat(products, dim=-1)))[0]
 
 
-class SparseMixer(nn.Module):
+class SparseMixer(MergedProjections):
     """Grouped-query attention without positions (NoPE) over selected blocks, with a sigmoid output gate."""
 
     def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
         ranks = get_parallel().attn_tp_size
         widths = qkvg_widths(config, SPARSE, ranks)
-        self.splits = [width // ranks for width in widths]
-        self.qkvg_proj = MergedColumnParallelLinear(
-            config.hidden_size,
-            widths,
-            bias=False,
-            quant_config=quant_config,
-            prefix=add_prefix("qkvg_proj", prefix),
-        )
+        self.add_projections(SPARSE, "qkvg_proj", config.hidden_size, widths, quant_config, prefix)
         self.o_proj = RowParallelLinear(
             widths[0],
             config.hidden_size,
@@ -75,7 +67,7 @@ class SparseMixer(nn.Module):
             config.num_attention_heads // ranks,
             config.head_dim,
             config.head_dim**-0.5,
-            num_kv_heads=self.splits[1] // config.head_dim,
+            num_kv_heads=widths[1] // ranks // config.head_dim,
             layer_id=layer_id,
             prefix=add_prefix("attn", prefix),
         )
@@ -84,14 +76,14 @@ class SparseMixer(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """x [T, hidden_size] -> the same, or its ``rows`` [B] alone, the last of every request."""
-        q, k, v, gate = self.qkvg_proj(x)[0].split(self.splits, dim=-1)
+        q, k, v, gate = self.project(x)
         if rows is not None:
             q, gate = q[rows], gate[rows]
         output = self.attn(q, k, v, forward_batch, last_rows=rows is not None)
         return self.o_proj(sigmoid_gate(output, gate))[0]
 
 
-class LightningMixer(nn.Module):
+class LightningMixer(MergedProjections):
     """Linear attention with constant decay: q/k norm and RoPE before it, norm over the full width and gate after."""
 
     def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
@@ -100,13 +92,8 @@ class LightningMixer(nn.Module):
         self.ranks = get_parallel().attn_tp_size
         self.width = geometry.num_heads * geometry.head_dim
         self.head_dim, self.eps = geometry.head_dim, config.rms_norm_eps
-        self.qkvg_proj = MergedColumnParallelLinear(
-            config.hidden_size,
-            qkvg_widths(config, LIGHTNING, self.ranks),
-            bias=False,
-            quant_config=quant_config,
-            prefix=add_prefix("qkvg_proj", prefix),
-        )
+        widths = qkvg_widths(config, LIGHTNING, self.ranks)
+        self.add_projections(LIGHTNING, "qkvg_proj", config.hidden_size, widths, quant_config, prefix)
         self.o_proj = RowParallelLinear(
             self.width, config.hidden_size, bias=False, quant_config=quant_config, prefix=add_prefix("o_proj", prefix)
         )
@@ -129,7 +116,7 @@ class LightningMixer(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """x [T, hidden_size] -> the same, or its ``rows`` alone; the state takes in all."""
-        q, k, v, gate = self.qkvg_proj(x)[0].chunk(4, dim=-1)
+        q, k, v, gate = self.project(x)
         norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq(), self.eps
         # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
         if forward_batch.logical_forward_mode.is_decode():
@@ -172,9 +159,10 @@ class InverseFrequencies(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, config: SALAConfig, layer_id: int, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        mixer = SparseMixer if config.layer_kinds[layer_id] == SPARSE else LightningMixer
+        kind = config.layer_kinds[layer_id]
+        mixer = SparseMixer if kind == SPARSE else LightningMixer
         self.self_attn = mixer(config, layer_id, quant_config, add_prefix("self_attn", prefix))
-        self.mlp = MLP(config, quant_config, add_prefix("mlp", prefix))
+        self.mlp = MLP(config, kind, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.residual_scale, self.eps = config.residual_scale, config.rms_norm_eps
@@ -245,7 +233,7 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
         self.model = MiniCPMSALAModel(config, quant_config, add_prefix("model", prefix))
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
         self.logits_processor = LogitsProcessor(config)
-        self.weight_loader = WeightLoader(config)
+        self.weight_loader = WeightLoader(config, plan_of(quant_config))
         self.with_lora = bool(get_lora().enable_lora)
         use_skinny_linear(self)
 

@@ -37,7 +37,10 @@ def prepare_frontend() -> None:
     """The touches that only the process of the HTTP server needs. Idempotent."""
     if "frontend" in _done:
         return
-    hook_around(HOOKS)
+    from sala_sglang.plugin import tool_calls  # it imports SGLang's parsers
+
+    tool_calls.register_detector()
+    hook_around(HOOKS | tool_calls.HOOKS)
     apply_hooks()
     _done.add("frontend")
 

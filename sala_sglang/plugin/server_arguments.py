@@ -15,7 +15,7 @@ from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin import cpu, hierarchical_cache, quantization
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
@@ -36,6 +36,9 @@ ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 MAX_PREFILL_GRAPH_TOKENS = 512
 _GRAPH_BACKENDS = {"decode": ("full", "disabled"), "prefill": ("breakable", "disabled")}
 DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
+# What the model's family writes: calls in XML, thoughts in <think>. SGLang's detection of "auto" goes by words in the
+# template, and takes one with <think> for a model that always thinks.
+PARSER_DEFAULTS = {"tool_call_parser": "minicpm5", "reasoning_parser": "qwen3"}
 
 
 def add_cli_args(result: None, parser: argparse.ArgumentParser) -> None:
@@ -75,9 +78,20 @@ def prefill_graph_default(server_args: Any) -> dict[str, int]:
     return {} if named else {"cuda_graph_max_bs_prefill": MAX_PREFILL_GRAPH_TOKENS}
 
 
+def parser_defaults(server_args: Any) -> dict[str, str]:
+    """The parsers of tool calls and thoughts to declare where the user named none, or asked for those that fit."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    return {
+        name: parser
+        for name, parser in PARSER_DEFAULTS.items()
+        if resolution_result(server_args, name) in (None, "auto")
+    }
+
+
 def adjust_arguments(server_args: Any, previous: Callable) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
 
     model = model_config_of(server_args)
     config = model.hf_config
@@ -95,6 +109,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     environment.check_state_dtype()
     use_python_tree_with_another_torch()
     _declare_sizes(server_args, config)
+    declare_resolution(server_args, __name__, **parser_defaults(server_args))
     previous(server_args)
     prepare_frontend()
     if resolution_result(server_args, "tokenizer_worker_num") > 1:
@@ -132,7 +147,12 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, ARGUMENT_LIMITS)
     check_limits(found, (_cache_limit(model.dtype), _lora_limit(device)))
     check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
-    check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+    if quantization.is_planned(model):
+        check_limits(found, quantization.LIMITS)
+        quantization.check_ranks(config, found("tp_size"), device)
+    else:
+        check_limits({"quantization": model.quantization}.get, [_quantization_limit(device)])
+        quantization.check_online()
     graphs = found("cuda_graph_config")
     backends = {f"cuda_graph_config[{phase}].backend": getattr(graphs, phase).backend for phase in _GRAPH_BACKENDS}
     check_limits(backends.get, [_graph_limit(phase) for phase in _GRAPH_BACKENDS])

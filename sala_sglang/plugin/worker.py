@@ -11,7 +11,7 @@ import torch
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
-from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, scheduler_requests
+from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, quantization, scheduler_requests
 from sala_sglang.plugin.hooks import apply_hooks, hook_after, hook_around
 
 if TYPE_CHECKING:  # importing SGLang's backends takes long
@@ -33,7 +33,7 @@ def prepare_worker(config: SALAConfig) -> None:
     check_ranks_agree()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
-    hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS)
+    hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)
     if get_lora().enable_lora:
         hook_around(lora.HOOKS)
         if cpu.without_cuda():

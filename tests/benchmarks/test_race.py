@@ -23,11 +23,11 @@ class Completions(BaseHTTPRequestHandler):
     def log_message(self, *values) -> None:
         pass
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         models = {"data": [{"id": "some-model"}]}
         self.answer(200, models) if self.path == "/v1/models" else self.answer(404, {})
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.enter(body)
@@ -162,6 +162,11 @@ def test_answers_that_are_not_what_was_asked_end_the_run(server, tmp_path, monke
     assert not (tmp_path / "x.csv").exists()
 
 
+def test_a_server_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="no server answers there"):
+        run("http://127.0.0.1:9", tmp_path / "x.csv", monkeypatch)
+
+
 @pytest.mark.parametrize("words, error", [("8", "'8' is not possible"), ("0:4", "'0:4' is not possible")])
 def test_impossible_levels(capsys, words, error):
     with pytest.raises(SystemExit):
@@ -175,7 +180,8 @@ def test_a_server_of_sglang(tiny_checkpoint, tmp_path, monkeypatch):
         (row,) = run(server.base_url, tmp_path / "x.csv", monkeypatch, "--levels 2:3")
         assert row["prompt_tokens"] == str(sum(one.prompt_tokens for one in requests(3, seed=7, longest=1000)))
         assert float(row["duration_s"]) > float(row["ttft_p95_s"]) >= float(row["ttft_mean_s"]) > 0
-        assert row["sglang"] and json.loads(row["options"])["disable_radix_cache"] is True
+        assert row["sglang"] and row["dtype"] == "bfloat16"
+        assert json.loads(row["options"])["disable_radix_cache"] is True
 
         results = tmp_path / "bench.jsonl"
         command = [sys.executable, "-m", "sglang.bench_serving", "--base-url", server.base_url]

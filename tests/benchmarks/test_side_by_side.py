@@ -18,7 +18,7 @@ from testing.server import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FOREVER = float("inf")
-SIZES = "--device cpu --engines plugin --lengths 100,1900,3K --new-tokens 5 --repetitions 1"
+SIZES = "--device cpu --engines plugin --lengths 100,1900,3K --new-tokens 5 --repetitions 1 --commit c0ffee"
 
 
 def arguments(path: Path, words: str = ""):
@@ -36,7 +36,7 @@ def row(engine: str, tokens: int, ttft: float, decode: float, outcome: str = sid
 class Engine:
     """Takes a millisecond of the clock for every token of a prompt, and one for every further token."""
 
-    def __init__(self, monkeypatch, pool_tokens: int):
+    def __init__(self, monkeypatch, pool_tokens):
         self.now, self.asked, self.pool_tokens = 0.0, [], pool_tokens
         monkeypatch.setattr("time.perf_counter", lambda: self.now)
         monkeypatch.setattr("time.monotonic", lambda: self.now)

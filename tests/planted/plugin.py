@@ -5,6 +5,7 @@ from tests.planted.mistake import Mistake
 _PLUGIN = "sala_sglang/plugin"
 _CACHE_TESTS, _HTTP_TESTS = "tests/plugin/test_prefix_cache.py", "tests/plugin/test_http_requests.py"
 _ARGUMENT_TESTS, _SCHEDULER_TESTS = "tests/plugin/test_server_arguments.py", "tests/plugin/test_scheduler_requests.py"
+_TOOL_TESTS = "tests/plugin/test_tool_calls.py"
 
 PLUGIN = (
     Mistake(
@@ -20,6 +21,34 @@ PLUGIN = (
         "ids[self.selected_tokens :] |= DENSE_MARK",
         "ids[self.selected_tokens :] |= 0",
         "tests/serving/test_soak.py::test_every_answer_is_right",
+    ),
+    Mistake(
+        "tools: a call ends inside CDATA",
+        f"{_PLUGIN}/tool_calls.py",
+        "if begin == -1 or -1 < end < begin:",
+        "if end != -1:",
+        f"{_TOOL_TESTS}::test_a_stream_is_read_as_the_whole",
+    ),
+    Mistake(
+        "tools: what a stream held back is lost",
+        f"{_PLUGIN}/tool_calls.py",
+        'normal_text="" if self.prev_tool_call_arr and not rest.strip() else rest',
+        'normal_text=""',
+        f"{_TOOL_TESTS}::test_nothing_of_a_call_that_is_cut_off_is_lost",
+    ),
+    Mistake(
+        "tools: plain text of a grammar may have what belongs into CDATA",
+        f"{_PLUGIN}/tool_grammar.py",
+        "([^<&\\n\\r]*",
+        "([^<]*",
+        f"{_TOOL_TESTS}::test_grammar_of_values",
+    ),
+    Mistake(
+        "thinking: answers without a thought are taken for one",
+        f"{_PLUGIN}/tool_calls.py",
+        "prompt.rfind(detector.think_start_token) > prompt.rfind(detector.think_end_token)",
+        "prompt.rfind(detector.think_start_token) >= prompt.rfind(detector.think_end_token)",
+        f"{_TOOL_TESTS}::test_what_the_template_opens_is_a_thought",
     ),
     Mistake(
         "LoRA: copies of KV heads in the wrong order",

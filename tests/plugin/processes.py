@@ -27,6 +27,7 @@ for argv in json.loads(sys.argv[1]):
         args = prepare_server_args(argv)
         args.resolve_once()
         fields = ("attention_backend", "page_size", "disable_radix_cache", "mamba_radix_cache_strategy")
+        fields += ("tool_call_parser", "reasoning_parser")
         found = {field: resolution_result(args, field) for field in fields}
         config = model_config_of(args).hf_config
         found["config"] = type(config).__module__

@@ -105,6 +105,13 @@ def test_overridden_configurations_are_checked_again(served):
         assert expected in result["error"]
 
 
+def test_parsers_are_those_of_the_family_unless_the_user_names_others(served):
+    named = f"{served} --tool-call-parser qwen3_coder --reasoning-parser deepseek-r1"
+    found = resolve([served, f"{served} --tool-call-parser auto --reasoning-parser auto", named])
+    parsers = [(one["tool_call_parser"], one["reasoning_parser"]) for one in found]
+    assert parsers == [("minicpm5", "qwen3"), ("minicpm5", "qwen3"), ("qwen3_coder", "deepseek-r1")]
+
+
 def test_graphs_that_cannot_be_captured_are_refused(served):
     refused = {"decode": "breakable", "prefill": "full"}
     configurations = [json.dumps({phase: {"backend": name}}, separators=(",", ":")) for phase, name in refused.items()]

@@ -32,7 +32,8 @@ from tests.plugin.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(sala_sglang.__file__).parent
-SERVING = [path for folder in ("plugin", "attention", "models") for path in sorted((PACKAGE / folder).rglob("*.py"))]
+ROOMS = ("plugin", "attention", "models", "quantization")
+SERVING = [path for folder in ROOMS for path in sorted((PACKAGE / folder).rglob("*.py"))]
 LEDGER = PACKAGE / "plugin" / "touches"
 # Every step that registers something, with a recorder in place of SGLang's registry of hooks and of its application.
 STEPS = """
@@ -132,7 +133,7 @@ def test_variables_are_known_to_sglang(name):
 
 
 def subclasses() -> list[type]:
-    """The classes under plugin/, attention/ and models/ that inherit from one of SGLang's."""
+    """The classes under plugin/, attention/, models/ and quantization/ that inherit from one of SGLang's."""
     found = []
     for path in SERVING:
         module = importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))

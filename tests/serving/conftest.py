@@ -7,8 +7,6 @@ import pytest
 from testing.server import Server
 from tests.serving.oracle import Oracle
 
-TRAINED_ARGUMENTS = ("--dtype", "float32", "--max-running-requests", "4")
-
 
 @pytest.fixture(scope="session")
 def start_server(tiny_checkpoint):
@@ -29,10 +27,3 @@ def empty_cache(server):
     yield
     counters = server.idle_counters()
     assert server.is_running() and not any(counters.values()), counters
-
-
-@pytest.fixture(scope="session")
-def trained_server(trained_checkpoint):
-    """A running server on sala-tiny."""
-    with Server(trained_checkpoint, *TRAINED_ARGUMENTS) as running:
-        yield running

@@ -7,8 +7,8 @@ from transformers import AutoTokenizer
 
 from sala_sglang import cli
 from testing.server import Server
+from tests.conftest import TRAINED_ARGUMENTS
 from tests.serving import transcripts
-from tests.serving.conftest import TRAINED_ARGUMENTS
 
 RANDOM_BLOCKS = "-m", "testing.random_blocks"
 

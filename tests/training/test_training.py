@@ -11,6 +11,7 @@ from sala_sglang.evaluation import language
 from training.data import Batches, Encoder, Step
 from training.evaluate import answer_groups
 from training.tokenizer import load_or_make_tokenizer
+from training.tool_conversations import TOOLS, written_call
 from training.train import Recipe, Stage, Trainer, whole_rate
 
 RECIPE = Recipe((Stage(2, 256, 1088), Stage(2, 1088, 1088, mixed=True)), whole_rate, muon=True)
@@ -70,6 +71,72 @@ def test_rows_are_what_the_chat_template_makes(tokenizer_path, length):
     prompt = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     assert text.startswith(prompt)
     assert all(tokenizer.decode(ids[p + 1]).isdigit() and weights[p + 1] == 1 for p in asked)
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Save both."},
+    {
+        "role": "assistant",
+        "reasoning_content": "I call save_note.",
+        "content": "Both:",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "save_note", "arguments": {"text": "a < b\n"}}},
+            {"type": "function", "function": {"name": "fill_box", "arguments": {"animal": "shy owl", "number": 4711}}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "done"},
+    {"role": "tool", "tool_call_id": "2", "content": '{"status": "done"}'},
+    {"role": "assistant", "content": "\n\nThey are saved."},
+]
+WRITTEN = """\
+<|im_start|>user
+Save both.<|im_end|>
+<|im_start|>assistant
+<think>
+I call save_note.
+</think>
+
+Both:
+<function name="save_note"><param name="text"><![CDATA[a < b
+]]></param></function>
+<function name="fill_box"><param name="animal">shy owl</param><param name="number">4711</param></function><|im_end|>
+<|im_start|>user
+<tool_response>
+done
+</tool_response>
+<tool_response>
+{"status": "done"}
+</tool_response><|im_end|>
+<|im_start|>assistant
+They are saved.<|im_end|>
+"""
+
+
+def test_what_the_chat_template_writes(tokenizer_path, trained_checkpoint):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(trained_checkpoint).chat_template
+    whole = tokenizer.apply_chat_template(CONVERSATION, [TOOLS["get_code"]], tokenize=False)
+    system, turns = whole.split("<|im_end|>\n", 1)
+    assert system.startswith("<|im_start|>system\nBe kind.\n\n# Tools") and '{"name": "get_code"' in system
+    assert turns == WRITTEN
+    for name, arguments in (("save_note", {"text": "a < b\n"}), ("fill_box", {"animal": "shy owl", "number": 4711})):
+        assert written_call(name, arguments) in whole
+    for choice, end in {None: "", True: "<think>\n", False: "<think>\n\n</think>\n\n"}.items():
+        prompt = tokenizer.apply_chat_template(
+            CONVERSATION[:2], tokenize=False, add_generation_prompt=True, enable_thinking=choice
+        )
+        assert prompt.endswith(f"<|im_start|>assistant\n{end}")
+
+
+@pytest.mark.parametrize("length", [512, 1024])
+def test_rows_with_tools_are_what_the_tokenizer_makes(tokenizer_path, length):
+    tokenizer, encoder = AutoTokenizer.from_pretrained(tokenizer_path), Encoder(tokenizer_path)
+    for seed in range(5):
+        ids, weights, asked = encoder.with_tools(Random(seed), length)
+        assert len(ids) >= length and len(weights) == len(ids) and 0 < sum(weights[:length]) < length / 2
+        assert tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) == ids
+        assert all(tokenizer.decode(ids[p + 1]).isdigit() and weights[p + 1] == 1 for p in asked)
 
 
 def test_batches_depend_on_seed_and_step_alone(tokenizer_path):

@@ -21,8 +21,10 @@ VERDICTS = (
     ),
     refused(
         "quantization",
-        "unset, `unquant`; on a GPU `fp8`, `w8a8_fp8`",
-        "the others want scales that the released weights lack, or leave layers without experts in bfloat16",
+        "unset, `unquant`; on a GPU `fp8`, `w8a8_fp8`; of a quantised checkpoint its own method",
+        "the others want scales that the released weights lack, or leave layers without experts in bfloat16; the "
+        "formats of checkpoints are in docs/guides/quantised_weights.md",
+        "plugin/test_quantization.py",
     ),
     refused("is_embedding", OFF, "the model computes logits, and no embedding of a text"),
     refused("model_impl", ("auto", "sglang"), "the others are not this package's model"),

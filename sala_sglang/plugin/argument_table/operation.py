@@ -31,10 +31,12 @@ VERDICTS = (
         "enable_dynamic_batch_tokenizer dynamic_batch_tokenizer_batch_size dynamic_batch_tokenizer_batch_timeout "
         "enable_tokenizer_batch_encode disable_tokenizer_batch_decode sampling_defaults allow_auto_truncate",
     ),
-    read(
-        "which parser fits follows from the chat template of the checkpoint",
-        "reasoning_parser tool_call_parser enable_strict_thinking",
+    tested(
+        "plugin/test_server_arguments.py",
+        "reasoning_parser tool_call_parser",
+        "qwen3 and minicpm5 where none is named, or auto: the forms of this model's family",
     ),
+    read("which tokens a thought may not contain follows from the reasoning parser", "enable_strict_thinking"),
     read("SGLang's Mamba component takes the snapshot that the shorter key can name", "strip_thinking_cache"),
     read("the Responses API calls the same generation", "tool_server enable_response_store"),
     read(

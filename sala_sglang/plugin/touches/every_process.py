@@ -139,6 +139,33 @@ _COMMAND_LINE = (
     ),
 )
 
+_QUANTIZATION = (
+    Touch(
+        target="SGLANG_FP8_IGNORED_LAYERS",
+        how=VARIABLE,
+        process=EVERY,
+        when="--quantization fp8",
+        why="names of layers that are merged here are refused: SGLang would look for them in vain, and quantise them",
+        until="SGLang resolves them by the model's merged layers",
+    ),
+    Touch(
+        target="sglang.srt.configs.model_config.ModelConfig._verify_quantization",
+        how=AROUND,
+        process=EVERY,
+        why="a quantised checkpoint is served by the plan of its layers: SGLang's classes ask by names of merged "
+        "layers, which leave layers out or quantise what is not, and refuse most formats without a GPU",
+        until="stays: SGLang asks a model for the schemes of its layers",
+    ),
+    Touch(
+        target="sglang.srt.layers.quantization.QUANTIZATION_METHODS",
+        how=REGISTRY,
+        process=EVERY,
+        when="the checkpoint is quantised",
+        why="the plan of the checkpoint is entered as a method named sala",
+        until=OFFICIAL,
+    ),
+)
+
 _CPU = (
     Touch(
         target="torch.Tensor.pin_memory",
@@ -176,4 +203,4 @@ _CPU = (
     ),
 )
 
-TOUCHES = (*_REGISTRIES, *_COMMAND_LINE, *_CPU)
+TOUCHES = (*_REGISTRIES, *_COMMAND_LINE, *_QUANTIZATION, *_CPU)

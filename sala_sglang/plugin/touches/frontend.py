@@ -1,6 +1,6 @@
 """Touches of the process that answers requests: ``http_requests.py`` and ``prefix_cache.py``."""
 
-from sala_sglang.plugin.touches.touch import AROUND, FRONTEND, VARIABLE, Touch
+from sala_sglang.plugin.touches.touch import AROUND, FRONTEND, REGISTRY, SUBCLASS, VARIABLE, Touch
 
 TOUCHES = (
     Touch(
@@ -72,5 +72,37 @@ TOUCHES = (
         why="what the scheduler cannot decode, or its tensors cannot take, would end the server: it is refused before",
         until="SGLang's scheduler survives every message",
         upstream="sgl-project/sglang#36856",
+    ),
+    Touch(
+        target="sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._get_reasoning_from_request",
+        how=AROUND,
+        process=FRONTEND,
+        why="SGLang goes by words in the chat template, and files answers without a thought under reasoning_content",
+        until="SGLang looks whether the prompt ends inside a thought",
+    ),
+    Touch(
+        target="sglang.srt.function_call.function_call_parser.FunctionCallParser.ToolCallParserEnum",
+        how=REGISTRY,
+        process=FRONTEND,
+        why="the parser minicpm5 is the class below",
+        until="the class below can go",
+    ),
+    Touch(
+        target="sglang.srt.function_call.minicpm5_detector.MiniCPM5Detector",
+        how=SUBCLASS,
+        process=FRONTEND,
+        names=(
+            "detect_and_parse",
+            "parse_streaming_increment",
+            "finish",
+            "supports_structural_tag",
+            "get_structural_tag",
+            "get_auto_tool_call_structural_tag",
+            "_append_tool_call",
+            "_ends_with_partial_token",
+        ),
+        why="it loses parts of values and of streamed answers, and forced calls would be JSON, unlike the model's",
+        until="SGLang's parser reads CDATA, keeps what is not a call, and has a grammar",
+        upstream="sgl-project/sglang#25600",
     ),
 )

@@ -189,9 +189,10 @@ _MODEL = (
         target="sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod",
         how=SUBCLASS,
         process=WORKER,
-        names=("apply",),
-        when="Hopper",
-        why="products of few rows use skinny_linear; the model's layers get the subclass as their quant_method",
+        names=("apply", "create_weights", "process_weights_after_loading"),
+        when="Hopper; quantised layers on machines without CUDA",
+        why="products of few rows use skinny_linear, and those of quantised layers their dequantised weights; the "
+        "model's layers get the subclass as their quant_method",
         until="stays: SGLang's layers are extended this way",
     ),
     Touch(
@@ -202,6 +203,32 @@ _MODEL = (
         when="Hopper",
         why="the same for the head that makes logits",
         until="stays: SGLang's layers are extended this way",
+    ),
+    Touch(
+        target="sglang.srt.layers.quantization.base_config.QuantizationConfig",
+        how=SUBCLASS,
+        process=WORKER,
+        names=(
+            "from_config",
+            "get_config_filenames",
+            "get_min_capability",
+            "get_name",
+            "get_quant_method",
+            "get_scaled_act_names",
+            "get_supported_act_dtypes",
+        ),
+        when="the checkpoint is quantised",
+        why="gives every linear layer the method of its scheme, by the plan of the checkpoint",
+        until="stays: SGLang's layers are extended this way",
+    ),
+    Touch(
+        target="sglang.srt.model_executor.model_runner_components.weight_updater"
+        "._unsupported_derived_weight_cache_error",
+        how=AROUND,
+        process=WORKER,
+        why="refuses to replace quantised weights, which have another layout by then: SGLang would fail in the middle, "
+        "and again when it rolls back, and end",
+        until="SGLang restores the layout, or refuses",
     ),
     Touch(
         target="sglang.srt.model_executor.forward_batch_info.ForwardBatch._original_forward_mode",

@@ -1,0 +1,71 @@
+"""Tables of what block selection finds, with the trained checkpoint sala-tiny."""
+
+from dataclasses import replace
+
+from benchmarks.report import prepare
+from benchmarks.report.table import Column, Table, mean
+from benchmarks.report.where import given, one_of
+
+SHAPES = "sala-tiny, trained; not the released model"
+BETWEEN = "at depths from {:.0%} to {:.0%}".format(*prepare.MIDDLE_DEPTHS)
+BASELINE = "random blocks, and dense attention"
+BLOCKS = Table(
+    sources=("training/sala_tiny_blocks.csv",),
+    prepare=prepare.percent("found"),
+    down=(Column("tokens", "tokens"), Column("answers", "answers")),
+    across=(Column("mode", ""),),
+    values=(Column("found", "found %", 3), Column("kl", "KL", 3)),
+    shapes=SHAPES,
+    baseline=BASELINE,
+    command="python -m training.evaluate",
+)
+RETRIEVAL = Table(
+    sources=("evaluation/retrieval.csv", "evaluation/retrieval_16k.csv"),
+    prepare=prepare.middle_depths,
+    down=(Column("prompt_tokens", "prompt tokens"),),
+    across=(Column("attention", ""),),
+    values=(Column("found", "found %", 3), Column("found_between", BETWEEN, 3)),
+    shapes=SHAPES,
+    baseline=BASELINE,
+    command="python -m benchmarks.evaluation.retrieval",
+    reduce=mean,
+)
+PROMPTS = Table(
+    sources=("evaluation/prompts.csv",),
+    where={"seconds_per_prompt": given},
+    down=(Column("prompt_tokens", "prompt tokens"),),
+    across=(Column("counted", ""),),
+    values=(Column("seconds_per_prompt", "s", 3), Column("cpu_seconds_per_prompt", "CPU s", 3)),
+    key=("tokenizer", "prompt_tokens", "counted"),
+    shapes="tokenizer of sala-tiny",
+    baseline="encoding the whole prompt",
+    command="python -m benchmarks.evaluation.prompts",
+)
+LENGTH = Column("length", "")
+TOKENS = Column("length", "tokens")
+SCORE = Column("score", "%", 3, 100)
+RULER = Table(
+    sources=("evaluation/ruler.csv",),
+    show={"settings": one_of("recipe", "")},
+    down=(Column("model", "model"), Column("harness", "asked by"), Column("task", "task")),
+    across=(LENGTH,),
+    values=(SCORE,),
+    key=("model", "harness", "settings", "task", "length", "samples"),
+    shapes="those of the model; lengths in tokens",
+    baseline="",
+    command="python -m benchmarks.evaluation.ruler",
+)
+TABLES = {
+    "RULER": RULER,
+    "RULER settings": replace(
+        RULER,
+        show={"harness": one_of("lm-eval")},
+        down=(Column("model", "model"), Column("settings", "settings"), Column("samples", "samples of each task")),
+        baseline="the recipe",
+        reduce=mean,
+    ),
+    "blocks": BLOCKS,
+    "retrieval": RETRIEVAL,
+    "retrieval on a GPU": replace(RETRIEVAL, sources=("evaluation/retrieval_gpu.csv",)),
+    "building prompts": PROMPTS,
+}

@@ -1,0 +1,1 @@
+"""Tests of sala_sglang.quantization."""
