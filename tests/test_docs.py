@@ -1,5 +1,6 @@
 """The documents: links and anchors lead somewhere, on GitHub and in the site, and tables have what the code has."""
 
+import csv
 import os
 import re
 import runpy
@@ -100,3 +101,16 @@ def test_what_fits_on_a_card_is_computed():
         cache = size["keys and values"] + size["compressed keys"]
         parts = (size["weights"], cache, sum(size.values()) - size["weights"] - cache, sum(size.values()), snapshots)
         assert shown == [f"{part / 2**30:.2f}" for part in parts]
+
+
+def test_times_of_the_readme_are_measured():
+    readme = (ROOT / "README.md").read_text()
+    with (ROOT / "benchmarks" / "results" / "serving" / "side_by_side.csv").open() as file:
+        measured = [row for row in csv.DictReader(file) if row["gpu"] == "NVIDIA H200"]
+    rows = {(row["engine"], row["prompt_tokens"]): row for row in measured}
+    beside = [rows[engine, "262144"] for engine in ("plugin", "plugin-fp8", "qwen3-8b-flashinfer")]
+    first = "{:.1f} s, with FP8 weights {:.1f} s, where Qwen3-8B takes {:.1f} s"
+    assert first.format(*(float(row["ttft_s"]) for row in beside)) in readme
+    assert "{:.1f}, {:.1f} and {:.1f} ms".format(*(float(row["decode_ms_per_token"]) for row in beside)) in readme
+    assert f"in {float(rows['plugin', '2097152']['ttft_s']):.1f} s on one GPU" in readme
+    assert "one H200 and random weights" in readme

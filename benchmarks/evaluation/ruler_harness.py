@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import random
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -100,7 +101,7 @@ def make_task(task: str, length: int, tokenizer: str, samples: int) -> tuple[Tas
         check_tracking(AutoTokenizer.from_pretrained(tokenizer), length)
     random.seed(SEED)
     numpy.random.seed(SEED)
-    cwe_utils.RNG.seed(SEED)
+    sys.modules.pop(cwe_utils.__name__, None)  # it draws from its own generator, which begins when it is loaded
     # Of all its tasks, which are thousands of files, RULER's alone.
     manager = TaskManager(
         include_path=str(Path(cwe_utils.__file__).parent),

@@ -218,7 +218,7 @@ def test_scores_are_the_share_of_what_was_asked_for(asked, monkeypatch):
         status, answer = FakeServer.answer(self, body)
         question = body["messages"][-1]["content"].removesuffix(" is")
         fact = body["messages"][0]["content"].rsplit(f"{question} is ", 1)[1][:4]
-        answer["choices"][0]["message"]["content"] = f" {fact}." if len(self.bodies) == 1 else " 0000."
+        answer["choices"][0]["message"]["content"] = f" {fact}." if body is self.bodies[0] else " 0000."
         return status, answer
 
     monkeypatch.setattr(Recording, "answer", answer)

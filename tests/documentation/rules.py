@@ -44,6 +44,7 @@ NOT_RUN = {
     "source": "changes a reader's shell",
     "pre-commit": "changes the checkout",
     "python -m sglang.bench_serving": "SGLang's own; tests/benchmarks starts it",
+    "lm_eval run": "lm-eval's own, of the extra ruler; benchmarks.evaluation.ruler asks the same",
     "rm -rf dist": "a step of a release",
     "python -m build": "a step of a release",
     "python -m twine": "a step of a release",
