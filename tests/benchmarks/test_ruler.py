@@ -46,7 +46,7 @@ def harness(monkeypatch):
     return fake
 
 
-def run(server: FakeServer, output, words: str, *more: str) -> list[dict]:
+def run(server, output, words, *more):
     ruler.main(["--base-url", server.base_url, "--output", str(output), *words.split(), *more])
     return results_file.read(output)
 
@@ -126,7 +126,7 @@ class Recording(FakeServer):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.bodies: list[dict] = []
+        self.bodies = []
 
     def answer(self, body: dict) -> tuple[int, dict]:
         self.bodies.append(body)
@@ -148,7 +148,7 @@ def lm_eval(monkeypatch):
 def asked(lm_eval, trained_checkpoint, tmp_path):
     """A function from settings to the rows and bodies of two prompts each."""
 
-    def ask(settings: str, words: str = "--lengths 2560 --tasks niah_multikey_2,sala_key-value"):
+    def ask(settings, words="--lengths 2560 --tasks niah_multikey_2,sala_key-value"):
         with Recording(trained_checkpoint, 4096, lists_context=True) as server:
             rows = run(server, tmp_path / "rows.csv", f"{words} --samples 2 --concurrency 2 --settings", settings)
         return rows, server.bodies
