@@ -101,6 +101,7 @@ WRITTEN: dict[str, tuple[str, list, str]] = {
         "",
     ),
     "without CDATA": (call("save_note", text="a <b>c</b> & d\ne"), [("save_note", {"text": "a <b>c</b> & d\ne"})], ""),
+    "tags in a value": (call("save_note", text="a <b>c</b> d"), [("save_note", {"text": "a <b>c</b> d"})], ""),
     "entities": (call("save_note", text="a &lt; b &amp; c"), [("save_note", {"text": "a < b & c"})], ""),
     "types": (
         call("typed", count="3", share="0.5", wanted="true", names='["a", "b"]', digits="42", maybe="null"),
