@@ -19,6 +19,7 @@ from tests.planted import MISTAKES
 from tests.planted.mistake import Mistake
 
 ROOT = Path(__file__).parents[2]
+HEADING = 2  # lines of a table
 PASSED, FAILED = 0, 1  # exit codes of pytest; others say that no test was run
 PACKAGES = "sala_sglang", "sala_kernels", "training", "benchmarks", "testing"
 
@@ -113,9 +114,10 @@ def document(lines: list[str]) -> str:
     commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     about = f"""# Planted mistakes
 
-A test that has never failed proves nothing. Each of these mistakes was planted into a copy of the tree at commit
-{commit} on {time.strftime("%Y-%m-%d")}; its test passed without it and had to fail with it. The list is
-`tests/planted/`, and `python -m tests.planted --output docs/contributing/planted-mistakes.md` does it again.
+A test that has never failed proves nothing. {len(lines) - HEADING} of {len(MISTAKES)} mistakes were planted, one at a
+time, into a copy of the tree at commit {commit} on {time.strftime("%Y-%m-%d")}; their tests passed without them and had
+to fail with them. The list is `tests/planted/`, and
+`python -m tests.planted --output docs/contributing/planted-mistakes.md` does it again.
 """
     return "\n".join([about, *lines, ""])
 
