@@ -21,7 +21,7 @@ from lm_eval.tasks.ruler import cwe_utils, vt_utils
 from lm_eval.tasks.ruler.common_utils import process_results
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.evaluation.ruler import OWN, Found, Settings
+from benchmarks.evaluation.ruler_settings import OWN, Found, Settings
 from sala_sglang.evaluation.client import ANSWER_TOKENS, Client
 from sala_sglang.evaluation.run import RESERVED_TOKENS
 from sala_sglang.evaluation.samples import SampleMaker

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.common import results_file
 from benchmarks.evaluation import ruler
-from benchmarks.evaluation.ruler import COLUMNS, SETTINGS, Found
+from benchmarks.evaluation.ruler import COLUMNS
+from benchmarks.evaluation.ruler_settings import SETTINGS, Found
 from sala_sglang.evaluation.client import ANSWER_TOKENS
 from tests.evaluation.fake_server import FakeServer
 
