@@ -2,11 +2,11 @@
 
     python -m benchmarks.operators.registers --output benchmarks/results/operators/registers.csv
 
-Released sizes, bfloat16. Each operator is called as the server would call it, and what it would launch is compiled: the
-sparse ones for a prefill chunk and for a decode step of a server with a context of a million tokens. The programs that
-fit on a multiprocessor follow from the limits of an H100. Spills are what ptxas reports; its stack frame also holds the
-table by which libdevice reduces the arguments of sine and cosine. The kernel in CUDA C++ is launched with the registers
-that stand here, and its warps divide them anew.
+Released sizes, bfloat16; what reads or writes keys and values also with these in FP8. Each operator is called as the
+server would call it, and what it would launch is compiled: the sparse ones for a prefill chunk and for a decode step of
+a server with a context of a million tokens. The programs that fit on a multiprocessor follow from the limits of an
+H100. Spills are what ptxas reports; its stack frame also holds the table by which libdevice reduces the arguments of
+sine and cosine. The kernel in CUDA C++ is launched with the registers that stand here, and its warps divide them anew.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 import triton
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.gated_norm import gated_norm
+from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
@@ -31,6 +32,7 @@ from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.skinny_linear import skinny_linear
 from sala_kernels.sparse_attention import shared_blocks, sparse_attention
+from sala_kernels.store_kv import store_kv
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -150,6 +152,26 @@ def sparse_operators(case: str, rows: list[int]) -> dict[str, Callable[[], objec
     }
 
 
+def operators_of_fp8(case: str, rows: list[int]) -> dict[str, Callable[[], object]]:
+    """The same of keys and values in FP8, where they differ."""
+    batch, tokens = unread_batch(rows, CONTEXT), sum(rows)
+    pool = empty(2 * GEOMETRY.block_size, KV_HEADS, DIM, dtype=E4M3)
+    scales = empty(2, KV_HEADS, dtype=torch.float32)
+    compressed = empty(2, KV_HEADS, GEOMETRY.page_rows, DIM)
+    projected = empty(tokens, PROJECTED).view(tokens, -1, DIM)
+    queries, k = projected[:, :HEADS], projected[:, HEADS : HEADS + KV_HEADS]
+    blocks = torch.empty(tokens, KV_HEADS, GEOMETRY.selected_blocks, dtype=torch.int32)
+    slots = torch.empty(tokens, dtype=torch.int64)
+    fp8: dict[str, Any] = {"kv_scales": scales, "implementation": TRITON}
+    return {
+        f"store_kv {case}, FP8": lambda: store_kv(k, k, pool, pool, slots, scales, implementation=TRITON),
+        f"compress_keys {case}, FP8": lambda: compress_keys(pool, compressed, batch, GEOMETRY, **fp8),
+        f"sparse_attention {case}, FP8": lambda: sparse_attention(
+            queries, pool, pool, blocks, batch, GEOMETRY, DIM**-0.5, **fp8
+        ),
+    }
+
+
 def operators() -> dict[str, Callable[[], object]]:
     """Calls by name. Their inputs are never read."""
 
@@ -181,6 +203,8 @@ def operators() -> dict[str, Callable[[], object]]:
         ),
         **sparse_operators("prefill", [TOKENS]),
         **sparse_operators("decode", [1] * REQUESTS),
+        **operators_of_fp8("prefill", [TOKENS]),
+        **operators_of_fp8("decode", [1] * REQUESTS),
     }
 
 

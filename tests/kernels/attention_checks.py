@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sala_kernels.kv_scales import gather_rows
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
 
@@ -18,17 +19,27 @@ def every_step_fills_the_gpu(monkeypatch) -> None:
 def run(inputs: Inputs, block_ids: torch.Tensor, implementation: str, batch=None) -> torch.Tensor:
     tensors = inputs.queries, inputs.keys, inputs.values, block_ids
     batch = batch or inputs.batch
-    return sparse_attention(*tensors, batch, inputs.geometry, inputs.scale, implementation=implementation)
+    options = {"kv_scales": inputs.kv_scales, "implementation": implementation}
+    return sparse_attention(*tensors, batch, inputs.geometry, inputs.scale, **options)
 
 
 def exactly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
     """The reference in float64."""
-    tensors = inputs.queries.double(), inputs.keys.double(), inputs.values.double(), block_ids
-    return sparse_attention(*tensors, inputs.batch, inputs.geometry, inputs.scale, implementation="reference")
+    pools = inputs.keys, inputs.values
+    if inputs.kv_scales is None:
+        pools = tuple(pool.double() for pool in pools)
+    options = {"kv_scales": inputs.kv_scales, "implementation": "reference"}
+    return sparse_attention(
+        inputs.queries.double(), *pools, block_ids, inputs.batch, inputs.geometry, inputs.scale, **options
+    )
 
 
 def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
-    """Attention with every intermediate result in the dtype of the inputs, [T, Hq, D]."""
+    """Attention with every intermediate result in the dtype of the queries, [T, Hq, D].
+
+    Numbers in e4m3 are exact in it, and their scales factors of logits and results.
+    """
+    scales = torch.ones(2, inputs.keys.shape[1]) if inputs.kv_scales is None else inputs.kv_scales
     block = inputs.geometry.block_size
     output = torch.empty_like(inputs.queries)
     for request in range(inputs.batch.size):
@@ -40,10 +51,11 @@ def plainly(inputs: Inputs, block_ids: torch.Tensor) -> torch.Tensor:
                 mask = token <= t
                 if t >= inputs.batch.sparse_from[request]:
                     mask &= torch.isin(token // block, block_ids[row, kv_head])
-                keys, values = (pool[slots[mask], kv_head] for pool in (inputs.keys, inputs.values))
-                weights = (inputs.scale * (queries @ keys.T)).softmax(-1)
+                pools = (gather_rows(pool, slots[mask], None, queries.dtype) for pool in (inputs.keys, inputs.values))
+                keys, values = (pool[:, kv_head] for pool in pools)
+                weights = (inputs.scale * scales[0, kv_head] * (queries @ keys.T)).softmax(-1)
                 group = len(queries)
-                output[row, kv_head * group : (kv_head + 1) * group] = weights @ values
+                output[row, kv_head * group : (kv_head + 1) * group] = weights @ values * scales[1, kv_head]
     return output
 
 

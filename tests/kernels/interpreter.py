@@ -1,4 +1,7 @@
-"""bfloat16 in Triton's interpreter, which keeps it as bit patterns: its casts truncate, tl.dot multiplies patterns."""
+"""bfloat16 and e4m3 in Triton's interpreter, which keeps both as bit patterns.
+
+Its casts to bfloat16 truncate and its tl.dot multiplies patterns; its casts to e4m3 do not carry, and none knows NaN.
+"""
 
 import numpy as np
 import torch
@@ -7,19 +10,36 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def repair_bfloat16() -> None:
-    """Make the interpreter round float32 to bfloat16 to nearest even and multiply bfloat16 blocks by value."""
+    """Make the interpreter round to nearest even, to bfloat16 and e4m3, and multiply bfloat16 blocks by value."""
     if InterpreterBuilder.cast_impl is not _cast:
         InterpreterBuilder.cast_impl = _cast
         InterpreterBuilder.create_dot = _dot
+        InterpreterBuilder.create_fp_to_fp = _fp_to_fp
 
 
 _cast_others, _dot_others = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+_TORCH = {
+    tl.float8e4nv: torch.float8_e4m3fn,
+    tl.bfloat16: torch.bfloat16,
+    tl.float16: torch.float16,
+    tl.float32: torch.float32,
+}
 
 
 def _cast(self, handle: TensorHandle, dtype: tl.dtype) -> TensorHandle:
     if (handle.dtype.scalar, dtype.scalar) == (tl.float32, tl.bfloat16):
         return TensorHandle(_patterns(handle.data), tl.bfloat16)
     return _cast_others(self, handle, dtype)
+
+
+def _fp_to_fp(self, handle: TensorHandle, dtype: tl.dtype, rounding_mode) -> TensorHandle:
+    """Casts from and to e4m3, the only ones that come here."""
+    values = torch.from_numpy(np.ascontiguousarray(handle.data)).view(_TORCH[handle.dtype.scalar])
+    cast = values.to(_TORCH[dtype.scalar])
+    patterns = {1: torch.uint8, 2: torch.uint16}
+    if dtype.scalar in (tl.float8e4nv, tl.bfloat16):
+        cast = cast.view(patterns[cast.itemsize])
+    return TensorHandle(cast.numpy(), dtype.scalar)
 
 
 def _dot(self, left: TensorHandle, right: TensorHandle, *rest) -> TensorHandle:

@@ -7,12 +7,14 @@ import json
 
 import torch
 from sala_kernels.compress_keys import compress_keys
+from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_step import lightning_step
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
+from sala_kernels.store_kv import store_kv
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -36,6 +38,10 @@ def call_operators(rows: list[int]) -> None:
     compress_keys(pool, compressed, batch, GEOMETRY, implementation="triton")
     blocks = select_blocks(q, compressed, batch, GEOMETRY, 1.0, implementation="triton")
     sparse_attention(q, pool, pool, blocks, batch, GEOMETRY, 1.0, implementation="triton")
+    in_fp8, scales = pool.to(E4M3), torch.ones(2, KV_HEADS)
+    store_kv(k[:, :KV_HEADS], v[:, :KV_HEADS], in_fp8, in_fp8, torch.arange(tokens), scales, implementation="triton")
+    compress_keys(in_fp8, compressed, batch, GEOMETRY, kv_scales=scales, implementation="triton")
+    sparse_attention(q, in_fp8, in_fp8, blocks, batch, GEOMETRY, 1.0, kv_scales=scales, implementation="triton")
     weight, positions, frequencies = pool.new_empty(DIM), torch.arange(tokens), torch.empty(DIM // 2)
     states, decay = torch.empty(PAGES, QUERY_HEADS, DIM, DIM), torch.empty(QUERY_HEADS)
     if decode:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from sala_kernels.compress_keys import compress_keys
+from sala_kernels.kv_scales import E4M3, E4M3_MAX, gather_rows
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
 from tests.kernels.interpreter import repair_bfloat16
@@ -72,11 +73,22 @@ def one_request(batch: PagedBatch, request: int) -> tuple[slice, PagedBatch]:
 class Inputs:
     """A batch with its pools, compressed keys of every complete window, and queries, all in one dtype.
 
-    ``edit(keys)`` may change the keys [slots, Hkv, D] before they are compressed.
+    ``edit(keys)`` may change the keys [slots, Hkv, D] before they are compressed. With ``kv_scales`` [2, Hkv] the pools
+    are in e4m3, where what nobody may read is NaN too.
     """
 
     def __init__(
-        self, lengths, new_tokens, geometry, heads, dim, dtype, device, sparse_from=None, edit=lambda keys: None
+        self,
+        lengths,
+        new_tokens,
+        geometry,
+        heads,
+        dim,
+        dtype,
+        device,
+        sparse_from=None,
+        edit=lambda keys: None,
+        kv_scales=None,
     ):
         query_heads, kv_heads = heads
         self.geometry, self.scale = geometry, dim**-0.5
@@ -85,22 +97,30 @@ class Inputs:
         # Keys of a block have something in common, else the means of windows, and all scores, would be alike.
         pools[0].unflatten(0, (pages, -1)).add_(torch.randn(pages, 1, kv_heads, dim, device=device))
         edit(pools[0])
-        self.keys, self.values = (pool.to(dtype) for pool in pools)
-        self.compressed = empty_compressed(pages, geometry, kv_heads, dim, self.keys)
-        self.compress()
+        self.kv_scales = None if kv_scales is None else kv_scales.to(device)
+        self.keys, self.values = (pool.to(dtype) for pool in pools) if kv_scales is None else self._rounded(pools)
         # Queries are a part of a projection's output, as they are in a model.
         projected = torch.randn(sum(new_tokens), query_heads + 2 * kv_heads, dim, dtype=torch.float64)
         self.queries = projected.to(device, dtype)[:, :query_heads]
+        self.compressed = empty_compressed(pages, geometry, kv_heads, dim, self.queries)
+        self.compress()
+
+    def _rounded(self, pools):
+        quotients = (pool / scales[:, None] for pool, scales in zip(pools, self.kv_scales, strict=True))
+        return ((one.clamp(-E4M3_MAX, E4M3_MAX)).float().to(E4M3) for one in quotients)
 
     def compress(self) -> None:
         """Bring the compressed keys up to date with the keys."""
         batch = whole_prompts(self.batch)
-        compress_keys(self.keys, self.compressed, batch, self.geometry, implementation="reference")
+        arguments = self.keys, self.compressed, batch, self.geometry
+        compress_keys(*arguments, kv_scales=self.kv_scales, implementation="reference")
 
     def request(self, index: int, kv_head: int):
         """Positions, queries [rows, G, D], keys and values [L, D] of one request and KV head, float64 on the CPU."""
         rows, positions = self.batch.rows(index)
         slots = self.batch.slots(index)
         grouped = self.queries[rows].unflatten(1, (self.keys.shape[1], -1))[:, kv_head]
-        parts = grouped, self.keys[slots, kv_head], self.values[slots, kv_head]
-        return positions.tolist(), *(part.double().cpu() for part in parts)
+        scales = (None, None) if self.kv_scales is None else self.kv_scales
+        pools = zip((self.keys, self.values), scales, strict=True)
+        parts = (gather_rows(pool, slots, factors, torch.float64)[:, kv_head] for pool, factors in pools)
+        return positions.tolist(), grouped.double().cpu(), *(part.cpu() for part in parts)

@@ -21,6 +21,7 @@ from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
 from sala_kernels.sparse_attention import sparse_attention
+from sala_kernels.store_kv import store_kv
 
 from testing.server import START_SECONDS
 from tests.import_graph import imports
@@ -72,6 +73,14 @@ def valid_arguments() -> dict:
             "scale": 1.0,
         }
         | paged,
+        store_kv: {
+            "k": rows[:, :2],
+            "v": rows[:, 2:],
+            "keys": pool.to(torch.float8_e4m3fn),
+            "values": pool.to(torch.float8_e4m3fn),
+            "slots": slots.long(),
+            "kv_scales": torch.ones(2, 2),
+        },
     }
 
 

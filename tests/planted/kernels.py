@@ -33,8 +33,8 @@ KERNELS = (
     Mistake(
         "compress: a mean over one key fewer",
         f"{_COMPRESS}/triton.py",
-        "return tl.sum(b_sum, 0) / SIZE",
-        "return tl.sum(b_sum, 0) / (SIZE - 1)",
+        "b_mean = tl.sum(b_sum, 0) / SIZE",
+        "b_mean = tl.sum(b_sum, 0) / (SIZE - 1)",
         "tests/kernels/test_compress_keys.py::test_triton_rounds_once",
     ),
     Mistake(

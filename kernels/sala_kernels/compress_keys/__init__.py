@@ -3,6 +3,7 @@
 import torch
 
 from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
+from sala_kernels.kv_scales import check_pools
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
 
@@ -12,6 +13,7 @@ def compress_keys(
     batch: PagedBatch,
     geometry: SparseGeometry,
     *,
+    kv_scales: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> None:
     """Write the compressed rows whose windows end with a token of this step.
@@ -20,8 +22,11 @@ def compress_keys(
     likewise with four times the size and stride. Only windows that begin at token 0 or later count.
 
     keys: [S, Hkv, D], a floating dtype; the pool, already holding this step's keys.
-    compressed: [P, Hkv, page_rows, D], same dtype; written in place, only at completed rows. K1 slot c is row
-        ``c % fine_rows`` of the page of its window's last token, K2 slots come behind those of K1.
+    compressed: [P, Hkv, page_rows, D], same dtype, or a floating one beside keys in e4m3; written in place, only at
+        completed rows. K1 slot c is row ``c % fine_rows`` of the page of its window's last token, K2 slots come behind
+        those of K1.
+    kv_scales: [2, Hkv] float32 where keys are in e4m3, as in sala_kernels.kv_scales; the means are those of what the
+        keys stand for.
 
     Means are accumulated in float32 or better and rounded once.
     Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
@@ -37,5 +42,8 @@ def compress_keys(
             [ 0.0000, 20.5000,  0.0000,  0.0000,  0.0000]])
     """
     check_shapes({"R": geometry.page_rows}, keys=(keys, "_ Hkv D"), compressed=(compressed, "_ Hkv R D"))
-    check_dtypes(keys.dtype, compressed=compressed)
-    implementation_of(__name__, implementation, keys).compress_keys(keys, compressed, batch, geometry)
+    if kv_scales is None:
+        check_dtypes(keys.dtype, compressed=compressed)
+    else:
+        check_pools(compressed.dtype, kv_scales, keys=keys)
+    implementation_of(__name__, implementation, keys).compress_keys(keys, compressed, batch, geometry, kv_scales)

@@ -11,7 +11,13 @@ from sala_kernels.layout import COARSE_FACTOR, PagedBatch, SparseGeometry
 CHUNK_TOKENS = 64  # tokens of a window that are loaded at a time, at most
 
 
-def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatch, geometry: SparseGeometry) -> None:
+def compress_keys(
+    keys: torch.Tensor,
+    compressed: torch.Tensor,
+    batch: PagedBatch,
+    geometry: SparseGeometry,
+    kv_scales: torch.Tensor | None,
+) -> None:
     stride = geometry.kernel_stride
     # K1 and K2 windows have programs of their own, since a decode step waits for the longest one.
     grid = (triton.cdiv(batch.max_query_tokens, stride), batch.size, 2 * keys.shape[1])
@@ -19,6 +25,7 @@ def compress_keys(keys: torch.Tensor, compressed: torch.Tensor, batch: PagedBatc
         with_strides(keys),
         with_strides(compressed),
         batch_pointers(batch),
+        kv_scales,
         SIZE=geometry.kernel_size,
         STRIDE=stride,
         FACTOR=COARSE_FACTOR,
@@ -37,6 +44,7 @@ def _compress_kernel(
     keys,
     compressed,
     batch,
+    p_kv_scales,
     SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -66,11 +74,11 @@ def _compress_kernel(
     p_output = p_compressed + page.to(tl.int64) * strides[0] + i_kv_head * strides[1] + o_dim * strides[3]
     if is_coarse == 0:
         if end >= SIZE:
-            b_mean = _window_mean(p_head, p_tokens, end, key_strides[0], SIZE, CHUNK, D)
+            b_mean = _window_mean(p_head, p_tokens, end, key_strides[0], p_kv_scales, i_kv_head, SIZE, CHUNK, D)
             i_row = (end // STRIDE - 1) % FINE_ROWS
             tl.store(p_output + i_row * strides[2], b_mean.to(p_compressed.dtype.element_ty))
     elif (end % (FACTOR * STRIDE) == 0) & (end >= FACTOR * SIZE):
-        b_mean = _window_mean(p_head, p_tokens, end, key_strides[0], FACTOR * SIZE, CHUNK, D)
+        b_mean = _window_mean(p_head, p_tokens, end, key_strides[0], p_kv_scales, i_kv_head, FACTOR * SIZE, CHUNK, D)
         i_row = FINE_ROWS + (end // (FACTOR * STRIDE) - 1) % COARSE_ROWS
         tl.store(p_output + i_row * strides[2], b_mean.to(p_compressed.dtype.element_ty))
 
@@ -81,6 +89,8 @@ def _window_mean(
     p_tokens,
     end,
     slot_stride,
+    p_kv_scales,
+    i_kv_head,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
     D: tl.constexpr,
@@ -90,4 +100,7 @@ def _window_mean(
     for i_token in tl.static_range(0, SIZE, CHUNK):  # unrolled: the loads do not wait for each other
         slots = tl.load(p_tokens + end - SIZE + i_token + tl.arange(0, CHUNK)).to(tl.int64)
         b_sum += tl.load(p_head + slots[:, None] * slot_stride).to(tl.float32)
-    return tl.sum(b_sum, 0) / SIZE
+    b_mean = tl.sum(b_sum, 0) / SIZE
+    if p_kv_scales is not None:
+        b_mean *= tl.load(p_kv_scales + i_kv_head)
+    return b_mean

@@ -6,6 +6,7 @@ import torch
 
 from sala_kernels import contract
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
+from sala_kernels.kv_scales import check_pools
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
 # What there is CUDA C++ for: groups of 16 heads as released, and those of tensor-parallel ranks that share a KV head.
@@ -23,6 +24,7 @@ class Arguments(NamedTuple):
     batch: PagedBatch
     geometry: SparseGeometry
     scale: float
+    kv_scales: torch.Tensor | None = None
 
     @property
     def group(self) -> int:
@@ -39,6 +41,7 @@ def sparse_attention(
     geometry: SparseGeometry,
     scale: float,
     *,
+    kv_scales: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """Attend to the tokens of the selected blocks that are not after the query.
@@ -47,10 +50,11 @@ def sparse_attention(
     head of h.
 
     queries: [T, Hq, D], a floating dtype; heads of one group are adjacent.
-    keys, values: [S, Hkv, D], same dtype; the pools.
+    keys, values: [S, Hkv, D], same dtype or e4m3; the pools.
     block_ids: [T, Hkv, K_SEL] int32 as select_blocks returns it; read only for rows from their request's
         ``sparse_from`` on, which hold at least the current block. Rows before it attend to all blocks.
     scale: factor of the logits, positive; ``D^−½`` in the released model.
+    kv_scales: [2, Hkv] float32, positive, where keys and values are in e4m3, as in sala_kernels.kv_scales.
 
     Returns [T, Hq, D] in the dtype of the queries; softmax and sums are float32 or better.
     Raises ValueError on a shape that does not fit, and on implementation "cuda" where is_compiled_for is false,
@@ -73,23 +77,23 @@ def sparse_attention(
         block_ids=(block_ids, "T Hkv K_SEL"),
     )
     check_groups(sizes["Hq"], sizes["Hkv"])
-    check_dtypes(queries.dtype, keys=keys, values=values)
+    check_pools(queries.dtype, kv_scales, keys=keys, values=values)
     check_dtypes(torch.int32, block_ids=block_ids)
-    described = queries.device, queries.dtype, sizes["D"], sizes["Hq"] // sizes["Hkv"], geometry.block_size
+    described = queries.device, keys.dtype, sizes["D"], sizes["Hq"] // sizes["Hkv"], geometry.block_size
     if implementation == "cuda" and not is_compiled_for(*described):
         form = "{}, {}, D {}, groups of {} heads, blocks of {} tokens"
         expected = form.format(CUDA_DEVICE, CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK)
         raise ValueError(f"implementation 'cuda': expected {expected}, got {form.format(*described)}")
     implementation = implementation or serving_implementation(*described)
     module = implementation_of(__name__, implementation, queries)
-    return module.sparse_attention(Arguments(queries, keys, values, block_ids, batch, geometry, scale))
+    return module.sparse_attention(Arguments(queries, keys, values, block_ids, batch, geometry, scale, kv_scales))
 
 
 def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> str:
     """Name of the implementation that serves calls with ``group`` query heads per KV head, unless one is asked for.
 
     "cuda" where is_compiled_for is true, else default_implementation of ``device``. ``dtype`` and ``head_dim``
-    are those of queries, keys and values; ``block_size`` counts tokens.
+    are those of keys and values, which queries have too unless these are in e4m3; ``block_size`` counts tokens.
 
     >>> serving_implementation(torch.device("cpu"), torch.bfloat16, head_dim=128, group=16, block_size=64)
     'reference'

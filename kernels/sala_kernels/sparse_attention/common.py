@@ -13,10 +13,15 @@ TILE_TOKENS = 64  # keys per step of a loop
 
 
 def launch_arguments(arguments: Arguments) -> tuple:
-    """Leading arguments of a kernel: inputs with strides, the batch, its requests and tokens, the scale in base 2."""
-    queries, keys, values, block_ids, batch, _, scale = arguments
+    """Leading arguments of a kernel: inputs with strides, batch, requests, tokens, scale in base 2, scales of FP8."""
+    queries, keys, values, block_ids, batch, _, scale, kv_scales = arguments
     inputs = with_strides(queries), with_strides(keys), with_strides(values), with_strides(block_ids)
-    return *inputs, batch_pointers(batch), batch.size, queries.shape[0], scale * LOG2_E
+    return *inputs, batch_pointers(batch), batch.size, queries.shape[0], scale * LOG2_E, kv_scales
+
+
+def loop_stages(pool: torch.Tensor, stages: int) -> int:
+    """``stages`` of loads in flight, which shared memory holds of pools with 16 bits and less; one of wider ones."""
+    return stages if pool.element_size() <= 2 else 1
 
 
 def constants(keys: torch.Tensor, geometry: SparseGeometry) -> dict[str, int]:
@@ -27,6 +32,22 @@ def constants(keys: torch.Tensor, geometry: SparseGeometry) -> dict[str, int]:
         "K_SEL_PADDED": triton.next_power_of_2(geometry.selected_blocks),
         "D": keys.shape[2],
     }
+
+
+@triton.jit
+def logit_scale(scale, p_kv_scales, i_kv_head):
+    """``scale`` times that of keys in e4m3; p_kv_scales: [2, Hkv], or None."""
+    if p_kv_scales is not None:
+        scale *= tl.load(p_kv_scales + i_kv_head)
+    return scale
+
+
+@triton.jit
+def scale_output(b_output, p_kv_scales, i_kv_head, kv_heads):
+    """``b_output`` times the scale of values in e4m3."""
+    if p_kv_scales is not None:
+        b_output *= tl.load(p_kv_scales + kv_heads + i_kv_head)
+    return b_output
 
 
 @triton.jit
@@ -49,8 +70,8 @@ def attend(
     """Take in TOKENS keys, the first of them position ``token`` in pool slot ``slot``; pools come with strides.
 
     b_queries [M, D] at positions o_position [M], negative for rows that are not to see these keys; every row sees
-    the tokens before ``seen_by_all``. ``scale`` is positive. b_output [M, D], b_max [M] and b_sum [M] are float32
-    and come back updated.
+    the tokens before ``seen_by_all``. ``scale`` is positive, with that of keys in e4m3, and b_output without that of
+    values. b_output [M, D], b_max [M] and b_sum [M] are float32 and come back updated.
     """
     p_keys, key_strides = keys
     p_values, value_strides = values
@@ -58,6 +79,7 @@ def attend(
     # The tokens lie next to each other: one 64-bit product, and offsets that are the same in every call.
     p_key = p_keys + i_kv_head * key_strides[1] + slot.to(tl.int64) * key_strides[0]
     b_keys = tl.load(p_key + (o_token[:, None] * key_strides[0] + o_dim[None, :] * key_strides[2]))
+    b_keys = b_keys.to(b_queries.dtype)  # from e4m3 exact
     b_logits = tl.dot(b_queries, tl.trans(b_keys), input_precision="ieee")
     if token + TOKENS > seen_by_all:  # most calls need no mask
         b_logits = tl.where((token + o_token)[None, :] <= o_position[:, None], b_logits, float("-inf"))
@@ -70,7 +92,7 @@ def attend(
     m_token = (token + o_token <= tl.max(o_position, 0))[:, None]
     p_value = p_values + i_kv_head * value_strides[1] + slot.to(tl.int64) * value_strides[0]
     o_value = o_token[:, None] * value_strides[0] + o_dim[None, :] * value_strides[2]
-    b_values = tl.load(p_value + o_value, mask=m_token, other=0.0)
+    b_values = tl.load(p_value + o_value, mask=m_token, other=0.0).to(b_queries.dtype)
     b_output = tl.dot(b_weights.to(b_values.dtype), b_values, b_output * b_decay[:, None], input_precision="ieee")
     return b_output, b_new_max, b_sum
 

@@ -3,19 +3,21 @@
 import torch
 
 from sala_kernels.contract import working_dtype
+from sala_kernels.kv_scales import gather_rows
 from sala_kernels.sparse_attention import Arguments
 
 QUERY_CHUNK = 128  # bounds the score matrix
 
 
 def sparse_attention(arguments: Arguments) -> torch.Tensor:
-    queries, keys, values, block_ids, batch, geometry, scale = arguments
+    queries, keys, values, block_ids, batch, geometry, scale, kv_scales = arguments
     work = working_dtype(queries)
+    key_scales, value_scales = (None, None) if kv_scales is None else kv_scales
     output = torch.empty_like(queries)
     for request in range(batch.size):
         rows, positions = batch.rows(request)
         slots = batch.slots(request)
-        k, v = keys[slots].to(work), values[slots].to(work)
+        k, v = gather_rows(keys, slots, key_scales, work), gather_rows(values, slots, value_scales, work)
         token = torch.arange(len(slots), device=queries.device)
         for chunk in torch.arange(rows.start, rows.stop).split(QUERY_CHUNK):
             mask = (token <= positions[chunk - rows.start][:, None])[:, None]

@@ -8,7 +8,16 @@ from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from sala_kernels.kernel_arguments import tokens_of, with_strides
 from sala_kernels.row_tiles import MIN_DOT_ROWS, decode_splits, load_queries, locate_tile
 from sala_kernels.sparse_attention import Arguments
-from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
+from sala_kernels.sparse_attention.common import (
+    attend,
+    attends_to_all,
+    constants,
+    count_ids,
+    launch_arguments,
+    logit_scale,
+    loop_stages,
+    scale_output,
+)
 
 FEW_ROWS_SPLITS, MANY_ROWS_SPLITS = 32, 8  # programs that share a decode row's blocks
 
@@ -40,7 +49,8 @@ def attend_rows(
 ) -> None:
     """Rows by themselves. With ``output`` [T, Hq, D] those that do not attend to every block up to their own: they add
     the blocks of ``rest`` [T, Hkv, K_SEL] to a part [1, T, Hq, D] that they find. Without it all rows, whose blocks
-    they divide over several parts. Parts have base-2 log-sum-exps ``lse`` [splits, T, Hq]."""
+    they divide over several parts. Parts have base-2 log-sum-exps ``lse`` [splits, T, Hq]. Those that rows find are
+    without the scale of values in FP8."""
     (splits, tokens), keys, group = parts.shape[:2], arguments.keys, arguments.group
     _row_kernel[(tokens, keys.shape[1], splits)](
         *launch_arguments(arguments),
@@ -55,7 +65,7 @@ def attend_rows(
         **constants(keys, arguments.geometry),
         **dependent_launch(keys.device),
         num_warps=4 if output is None else 2,
-        num_stages=2 if keys.element_size() == 2 else 1,
+        num_stages=loop_stages(keys, 2),
     )
 
 
@@ -69,6 +79,7 @@ def _row_kernel(
     requests,
     tokens,
     scale,
+    p_kv_scales,
     rest,
     p_parts,
     p_lse,
@@ -117,6 +128,7 @@ def _row_kernel(
         b_max = tl.load(p_part_lse, mask=m_head, other=float("-inf"))
     b_sum = tl.where(b_max > float("-inf"), 1.0, 0.0)
 
+    scale = logit_scale(scale, p_kv_scales, i_kv_head)
     b_queries = load_queries(queries, i_row, count, i_kv_head, GROUP, TILE, HEADS, D)
     p_tokens = tokens_of(batch, i_request)
     p_rest, rest_strides = rest
@@ -148,7 +160,7 @@ def _row_kernel(
             D,
         )
 
-    b_output = b_output / b_sum[:, None]
+    b_output = scale_output(b_output / b_sum[:, None], p_kv_scales, i_kv_head, tl.num_programs(1))
     if DECODE:
         tl.store(p_part, b_output, mask=m_head[:, None])
         tl.store(p_part_lse, b_max + tl.log2(b_sum), mask=m_head)

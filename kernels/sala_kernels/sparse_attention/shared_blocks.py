@@ -32,7 +32,7 @@ def attend_shared_blocks(arguments: Arguments, output: torch.Tensor) -> None:
 
     Raises ValueError unless heads lie contiguous, and TypeError on integers of another size.
     """
-    queries, keys, values, block_ids, batch, geometry, scale = arguments
+    queries, keys, values, block_ids, batch, geometry, scale, _ = arguments
     for name, tensor in dict(queries=queries, keys=keys, values=values, block_ids=block_ids, output=output).items():
         if tensor.stride(-1) != 1:
             raise ValueError(f"{name}: expected a contiguous last dimension, got strides {tensor.stride()}")

@@ -11,7 +11,16 @@ import triton.language as tl
 from sala_kernels.kernel_arguments import tokens_of, with_strides
 from sala_kernels.row_tiles import MIN_DOT_ROWS, load_queries, locate_tile, tile_count
 from sala_kernels.sparse_attention import Arguments
-from sala_kernels.sparse_attention.common import attend, attends_to_all, constants, count_ids, launch_arguments
+from sala_kernels.sparse_attention.common import (
+    attend,
+    attends_to_all,
+    constants,
+    count_ids,
+    launch_arguments,
+    logit_scale,
+    loop_stages,
+    scale_output,
+)
 from sala_kernels.sparse_attention.shared_lists import MAX_TILE, SharedLists
 
 TILE_ROWS = 64  # queries times heads: with twice as many, a program's registers do not suffice
@@ -31,7 +40,7 @@ def attend_tiles(
     """Fill ``output`` [T, Hq, D] of the rows that attend to every block up to their own; with ``lists`` of the others.
 
     These get parts, from the shared blocks of tiles, and the base-2 log-sum-exps ``lse`` [T, Hq] of them, both float32:
-    0 and −inf for rows without a shared block.
+    0 and −inf for rows without a shared block. Parts are without the scale of values in FP8.
     """
     keys, group = arguments.keys, arguments.group
     tile = tile_queries(group)
@@ -47,7 +56,7 @@ def attend_tiles(
         SHARED=lists is not None,
         **constants(keys, arguments.geometry),
         num_warps=4,
-        num_stages=3 if keys.element_size() == 2 else 1,
+        num_stages=loop_stages(keys, 3),
     )
 
 
@@ -61,6 +70,7 @@ def _tile_kernel(
     requests,
     tokens,
     scale,
+    p_kv_scales,
     output,
     p_lse,
     lists,
@@ -87,6 +97,7 @@ def _tile_kernel(
     if last < 0:
         return
 
+    scale = logit_scale(scale, p_kv_scales, i_kv_head)
     b_queries = load_queries(queries, i_row, count, i_kv_head, GROUP, TILE, HEADS, D)
     p_tokens = tokens_of(batch, i_request)
     M: tl.constexpr = TILE * HEADS
@@ -149,5 +160,7 @@ def _tile_kernel(
             p_lse + o_row * tl.num_programs(1) * GROUP + i_kv_head * GROUP + o_head, b_max + tl.log2(b_sum), mask=m_row
         )
         b_sum = tl.where(b_sum > 0, b_sum, 1.0)
+    else:
+        b_output = scale_output(b_output, p_kv_scales, i_kv_head, tl.num_programs(1))
     b_output = (b_output / b_sum[:, None]).to(p_output.dtype.element_ty)
     tl.store(p_head[:, None] + o_dim[None, :] * output_strides[2], b_output, mask=m_row[:, None])
