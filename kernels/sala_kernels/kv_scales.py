@@ -15,7 +15,7 @@ FIRST_CAPABILITY = (8, 9)  # of the GPUs for which Triton converts e4m3: Ada, Ho
 
 
 def check_pools(dtype: torch.dtype, kv_scales: torch.Tensor | None, **tensors: torch.Tensor) -> None:
-    """Raise TypeError unless every one of ``tensors``, which are pools, has ``dtype`` and no scales, or is in e4m3 and has some.
+    """Raise TypeError unless all pools, ``tensors``, have ``dtype`` and no scales, or are in e4m3 and have some.
 
     kv_scales: [2, Hkv] float32, contiguous, or None. Raises ValueError for those of a wrong shape.
 

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
-from sala_sglang.attention.kv_pool import layer_buffers
+from sala_sglang.attention.kv_pool import layer_buffers, scales_of
 from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend
 from sala_sglang.attention.warm_up import compile_sparse
 from sala_sglang.config import SALAConfig
@@ -81,11 +81,12 @@ class SparseBackend(AttentionBackend):
         if save_kv_cache:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc.for_batch(forward_batch), k, v)
         keys, values, compressed = layer_buffers(self.token_to_kv_pool, layer.layer_id)
+        scales = scales_of(layer, keys)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        compress_keys(keys, compressed, self.plan, self.geometry)
+        compress_keys(keys, compressed, self.plan, self.geometry, kv_scales=scales)
         plan = only_last_rows(self.plan, self.max_context_len) if last_rows else self.plan
         blocks = select_blocks(self._whole_groups(queries), compressed, plan, self.geometry, layer.scaling)
-        output = sparse_attention(queries, keys, values, blocks, plan, self.geometry, layer.scaling)
+        output = sparse_attention(queries, keys, values, blocks, plan, self.geometry, layer.scaling, kv_scales=scales)
         return output.flatten(1)
 
     forward_decode = forward_extend

@@ -4,6 +4,7 @@ import logging
 import time
 
 import torch
+from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.select_blocks import select_blocks
@@ -46,11 +47,14 @@ def compile_sparse(
     """
     began = time.perf_counter()
     head_dim = keys.shape[2]
-    selecting, attending = (keys.new_zeros(ROWS, count, head_dim) for count in heads)
+    # Queries have the dtype of compressed keys, also where keys and values are in FP8.
+    selecting, attending = (compressed.new_zeros(ROWS, count, head_dim) for count in heads)
+    scales = torch.ones(2, keys.shape[1], device=keys.device) if keys.dtype == E4M3 else None
     for rows, length in [*((ROWS, length) for length in prompt_lengths(geometry, context_len)), (1, context_len)]:
         batch = _end_of_prompt(rows, length, token_slots)
         blocks = select_blocks(selecting[:rows], compressed, batch, geometry, head_dim**-0.5)
-        sparse_attention(attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5)
+        arguments = attending[:rows], keys, values, blocks, batch, geometry, head_dim**-0.5
+        sparse_attention(*arguments, kv_scales=scales)
     group = attending.shape[1] // keys.shape[1]
     served = serving_implementation(keys.device, keys.dtype, head_dim, group, geometry.block_size)
     if served == "cuda":

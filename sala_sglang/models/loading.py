@@ -10,6 +10,7 @@ from torch import nn
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import SALAConfig
 from sala_sglang.models.merged_projections import copy_kv_heads, kv_copies, merged_runs
+from sala_sglang.quantization.kv_scales import place_scale, scale_names
 from sala_sglang.quantization.placement import Part, place
 from sala_sglang.quantization.plan import WEIGHT, Expected, QuantizationPlan, is_split_by_inputs, some
 from sala_sglang.quantization.scheme import Scheme
@@ -28,6 +29,7 @@ class WeightLoader:
         self.shapes = tensor_shapes(config)
         self.schemes: dict[str, Scheme] = plan.schemes if plan else {}
         self.expected = plan.tensors() if plan else {name: Expected((), shape) for name, shape in self.shapes.items()}
+        self.kv_scales = scale_names(config)
         self.complete = False
 
     def load(self, model: nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -45,6 +47,10 @@ class WeightLoader:
             if name in seen:
                 raise ValueError(f"the checkpoint has {name} twice")
             seen.add(name)
+            if name in self.kv_scales:
+                ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
+                place_scale(dict(model.named_modules()), self.config, name, tensor, rank, ranks)
+                continue
             if name not in self.expected:
                 raise ValueError(f"the checkpoint has an unknown tensor: {name}")
             linear, suffix = name.rsplit(".", 1)

@@ -28,6 +28,7 @@ from sala_sglang.models.merged_projections import qkvg_widths
 from sala_sglang.models.projections import MergedProjections, plan_of
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.models.skinny_linear import use_skinny_linear
+from sala_sglang.quantization.kv_scales import add_kv_scales
 
 # SGLang's own all-reduce for NVLink takes multiples of 16 bytes; anything else goes to NCCL, which is slower.
 REDUCED_ROWS = 4
@@ -71,6 +72,7 @@ class SparseMixer(MergedProjections):
             layer_id=layer_id,
             prefix=add_prefix("attn", prefix),
         )
+        add_kv_scales(self.attn, self.attn.tp_k_head_num)
 
     def forward(
         self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None

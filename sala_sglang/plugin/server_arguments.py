@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from sala_kernels.kv_scales import FIRST_CAPABILITY
 
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
@@ -145,7 +146,7 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
 
     device = found("device")
     check_limits(found, ARGUMENT_LIMITS)
-    check_limits(found, (_cache_limit(model.dtype), _lora_limit(device)))
+    check_limits(found, (_cache_limit(model.dtype, device), _lora_limit(device)))
     check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
@@ -203,9 +204,13 @@ def _is_ours(config: Any) -> bool:
     return ARCHITECTURE in (getattr(config, "architectures", None) or ())
 
 
-def _cache_limit(dtype: torch.dtype) -> tuple[str, tuple, str]:
+def _cache_limit(dtype: torch.dtype, device: str) -> tuple[str, tuple, str]:
     names = ("bfloat16", "bf16") if dtype == torch.bfloat16 else ()
-    return "kv_cache_dtype", ("auto", *names), "the kernels read keys and values of the model's dtype"
+    if device == "cuda" and (capability := torch.cuda.get_device_capability()) < FIRST_CAPABILITY:
+        has, needs = (".".join(map(str, pair)) for pair in (capability, FIRST_CAPABILITY))
+        reason = f"Triton converts e4m3 on GPUs of compute capability {needs} and later, and this one has {has}"
+        return "kv_cache_dtype", ("auto", *names), reason
+    return "kv_cache_dtype", ("auto", *names, "fp8_e4m3"), "keys and values have the model's dtype, or e4m3 with scales"
 
 
 def _quantization_limit(device: str) -> tuple[str, tuple, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sala_kernels.kv_scales import E4M3
 
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
@@ -95,6 +96,7 @@ def create_sparse_backend(runner: Any) -> SparseBackend:
         if not isinstance(found, expected):
             raise RuntimeError(f"sala-sglang would not serve: the {what} is {type(found)}, expected {expected}")
     logger.info("MiniCPM-SALA is served by sala-sglang")
+    log_kv_scales(runner.model, pool.dtype)
     context = runner.model_config.context_len
     if pool.size < context:
         logger.warning(
@@ -105,6 +107,15 @@ def create_sparse_backend(runner: Any) -> SparseBackend:
     return SparseBackend(runner)
 
 
+def log_kv_scales(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Say which scales keys and values in FP8 have; SGLang's own line speaks of --quantization-param-path."""
+    if dtype != E4M3:
+        return
+    scales = [buffer for name, buffer in model.named_buffers() if name.endswith("kv_scales")]
+    from_checkpoint = any((one != 1).any() for one in scales)
+    logger.info("Keys and values are in FP8; their scales are %s", "the checkpoint's" if from_checkpoint else "1")
+
+
 def choose_pool_class(result: type, configurator: Any, **pool_classes: type) -> type | None:
     """The class of the KV pool of this model; None keeps SGLang's choice for others."""
     config = configurator.model_config.hf_config
@@ -112,19 +123,21 @@ def choose_pool_class(result: type, configurator: Any, **pool_classes: type) -> 
         return None
     from sala_sglang.attention.kv_pool import pool_class
 
-    return pool_class(config.sparse_geometry)
+    return pool_class(config.sparse_geometry, configurator.model_config.dtype)
 
 
 def add_compressed_keys(result: int, configurator: Any, kvc: Any, num_layers: int) -> int | None:
-    """Bytes of a token in the KV pool with its share of compressed keys; None keeps SGLang's for other models."""
+    """Bytes of a token in the KV pool with its share of compressed keys; None keeps SGLang's for other models.
+
+    Keys and values may be in FP8, compressed keys have the model's dtype.
+    """
     config = kvc.model_config.hf_config
     if not isinstance(config, SALAConfig):
         return None
     from sglang.srt.runtime_context import get_parallel
 
     kv_heads = kvc.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
-    itemsize = kvc.kv_cache_dtype.itemsize
-    geometry = config.sparse_geometry
+    geometry, itemsize = config.sparse_geometry, kvc.model_config.dtype.itemsize
     return result + geometry.compressed_bytes_per_token(num_layers, kv_heads, config.head_dim, itemsize)
 
 

@@ -165,7 +165,13 @@ class CompressedTensorsRules(Rules):
     def __init__(self, given: Mapping[str, Any]):
         super().__init__(given)
         self.one_of("quantization_status", ("compressed", "frozen"), default="compressed")
-        for field in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        # Scales of keys and values are used with --kv-cache-dtype fp8_e4m3; without it these have the model's dtype.
+        if given.get("kv_cache_scheme"):
+            _check("kv_cache_scheme", given["kv_cache_scheme"], {
+                "type": ("float",), "num_bits": (8,), "symmetric": (True,), "dynamic": (False,),
+                "strategy": ("tensor", "attn_head"),
+            })  # fmt: skip
+        for field in ("sparsity_config", "transform_config"):
             if given.get(field):
                 refuse(field, given[field], "None")
         self.groups = {

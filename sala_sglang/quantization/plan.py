@@ -11,6 +11,7 @@ from sala_sglang.checkpoint.parameter_shapes import Shape, tensor_shapes
 from sala_sglang.config import SALAConfig
 from sala_sglang.quantization.checkpoint_files import Header, read_headers
 from sala_sglang.quantization.configuration import Said, make_rules
+from sala_sglang.quantization.kv_scales import check_scale, scale_names
 from sala_sglang.quantization.scheme import FLOATS, Scheme
 
 WEIGHT = ".weight"
@@ -42,6 +43,7 @@ class QuantizationPlan:
 
     def __init__(self, config: SALAConfig, given: Mapping[str, Any], headers: Mapping[str, Header]):
         self.shapes = tensor_shapes(config)
+        self.config = config
         rules = make_rules(given)
         self.names = rules.names
         self.method = given["quant_method"]
@@ -71,6 +73,10 @@ class QuantizationPlan:
 
     def _check_headers(self, headers: Mapping[str, Header]) -> None:
         expected = self.tensors()
+        scales = {name: headers[name] for name in scale_names(self.config) if name in headers}
+        for name, header in scales.items():
+            check_scale(name, header.dtype, header.shape, self.config.num_key_value_heads)
+        headers = {name: header for name, header in headers.items() if name not in scales}
         if unknown := headers.keys() - expected.keys():
             raise ValueError(f"the checkpoint has {len(unknown)} unknown tensors: {some(unknown)}")
         required = {name for name, one in expected.items() if not one.optional}

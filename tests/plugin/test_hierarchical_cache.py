@@ -36,7 +36,7 @@ def host_copies(monkeypatch):
 @pytest.fixture
 def pool():
     """A pool of the released geometry with PAGES pages, each filled with numbers of its own."""
-    made = pool_class(SparseGeometry())(
+    made = pool_class(SparseGeometry(), torch.bfloat16)(
         size=PAGES * PAGE,
         page_size=PAGE,
         dtype=torch.bfloat16,
@@ -128,7 +128,7 @@ def test_a_layer_is_waited_for_before_its_compressed_keys_are_read():
         full_attention_layer_ids=[0, 3, 4],
         device="cpu",
         mamba_pool=None,
-        full_kv_pool_class=pool_class(SparseGeometry()),
+        full_kv_pool_class=pool_class(SparseGeometry(), torch.bfloat16),
     )
     waited = []
     hybrid.register_layer_transfer_counter(SimpleNamespace(wait_until=waited.append))

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from sglang.srt.arg_groups import overrides
 
 from sala_sglang.plugin import server_arguments
@@ -22,8 +23,11 @@ REFUSED = {
     "--tp-size 3": "1, 2, 4 (",
     "--attn-cp-size 2 --tp-size 2": "1",
     "--dcp-size 2 --tp-size 2": "1",
-    "--kv-cache-dtype fp8_e4m3": "'auto', 'bfloat16', 'bf16'",
-    "--kv-cache-dtype bf16 --dtype float32": "'auto'",
+    "--kv-cache-dtype fp8_e5m2": "'auto', 'bfloat16', 'bf16', 'fp8_e4m3'",
+    "--kv-cache-dtype mxfp8": "'auto', 'bfloat16', 'bf16', 'fp8_e4m3'",
+    "--kv-cache-dtype nvfp4": "'auto', 'bfloat16', 'bf16', 'fp8_e4m3'",
+    "--kv-cache-dtype bf16 --dtype float32": "'auto', 'fp8_e4m3'",
+    "--quantization-param-path scales.json --kv-cache-dtype fp8_e4m3": "None",
     "--disaggregation-mode decode": "'null'",
     "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
     "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU
@@ -125,6 +129,15 @@ def test_online_quantization_is_for_gpus():
         return server_arguments._quantization_limit(device)[1]
 
     assert allowed("cpu") == (None,) and allowed("cuda") == (None, "fp8", "w8a8_fp8")
+
+
+@pytest.mark.parametrize("capability, served", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_is_for_gpus_that_convert_it(monkeypatch, capability, served):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    field, allowed, reason = server_arguments._cache_limit(torch.bfloat16, "cuda")
+    assert (field, "fp8_e4m3" in allowed) == ("kv_cache_dtype", served)
+    assert served or f"capability 8.9 and later, and this one has {capability[0]}.{capability[1]}" in reason
+    assert "fp8_e4m3" in server_arguments._cache_limit(torch.bfloat16, "cpu")[1]
 
 
 def test_states_of_another_dtype_in_the_environment_are_refused(served):

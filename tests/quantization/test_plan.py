@@ -116,7 +116,7 @@ REFUSED_FIELDS = [
     (Recipe("fp8 block"), {"weight_block_size": [64, 64]}, r"weight_block_size = \[64, 64\].*\[128, 128\]"),
     (Recipe("fp8 block"), {"activation_scheme": "static"}, "activation_scheme = 'static'.*'dynamic'"),
     (Recipe("compressed int"), {"ignore": []}, "ignore = .*'lm_head'"),
-    (Recipe("compressed int"), {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme = "),
+    (Recipe("compressed int"), {"kv_cache_scheme": {"type": "int", "num_bits": 8}}, "kv_cache_scheme.type = 'int'"),
     (Recipe("compressed int"), {"format": "nvfp4-pack-quantized"}, "format = 'nvfp4-pack-quantized'"),
     (Recipe("compressed int"), {"quantization_status": "calibration"}, "quantization_status = 'calibration'"),
 ]

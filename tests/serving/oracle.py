@@ -7,6 +7,8 @@ import torch
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM
 
+E4M3, E4M3_MAX = torch.float8_e4m3fn, 448.0
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -54,3 +56,34 @@ class Oracle:
         where = f"prompt of {len(prompt)} tokens, answer {answer.tokens}"
         assert choice_error <= tolerance, f"{where}: a token {choice_error} below the best"
         assert logprob_error <= tolerance, f"{where}: log-probabilities off by {logprob_error}"
+
+
+class FP8Oracle(Oracle):
+    """The plain model with the keys and values of its sparse layers rounded to e4m3.
+
+    scales: of keys and of values, [Hkv] each, by layer; 1 where there are none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: torch.dtype = torch.float32,
+        scales: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ):
+        super().__init__(checkpoint, dtype)
+        config = self.model.config
+        for layer in config.full_attention_layer_ids:
+            attention = self.model.model.layers[layer].self_attn
+            given = (scales or {}).get(layer, [torch.ones(config.num_key_value_heads)] * 2)
+            for projection, factors in zip((attention.k_proj, attention.v_proj), given, strict=True):
+                projection.register_forward_hook(self._rounding(factors, config.head_dim))
+
+    @staticmethod
+    def _rounding(factors: torch.Tensor, head_dim: int):
+        repeated = factors.repeat_interleave(head_dim)
+
+        def rounded(module, inputs, output: torch.Tensor) -> torch.Tensor:
+            quotients = (output.float() / repeated).clamp(-E4M3_MAX, E4M3_MAX)
+            return quotients.to(E4M3).to(output.dtype) * repeated.to(output.dtype)
+
+        return rounded

@@ -2,6 +2,7 @@
 
 from sala_sglang.plugin.argument_table.verdict import OFF, other, read, refused, tested
 
+_FP8 = "serving/test_fp8_cache.py"
 _HOST, _SESSIONS = "serving/test_host_cache.py", "a session keeps its pages when its prompt turns from dense to sparse"
 
 VERDICTS = (
@@ -11,7 +12,12 @@ VERDICTS = (
     tested("serving/test_equality.py", "disable_radix_cache"),
     tested(_HOST, "enable_hierarchical_cache hicache_ratio hicache_write_policy"),
     refused("page_size", "the sparse block, 64 as released", "a page holds the compressed keys of a block"),
-    refused("kv_cache_dtype", "`auto`; of a bfloat16 model `bfloat16`, `bf16`", "kernels read the model's dtype"),
+    refused(
+        "kv_cache_dtype",
+        "`auto`, `fp8_e4m3` (GPUs from compute capability 8.9 on, and CPUs); of a bfloat16 model `bfloat16`, `bf16`",
+        "keys and values have the model's dtype, or e4m3 with a scale for each KV head",
+        _FP8,
+    ),
     refused("hicache_mem_layout", "`page_first`, `page_first_direct`", "SGLang copies states in no other", _HOST),
     refused("hicache_io_backend", "`kernel`, `direct`; on a CPU `direct`", "SGLang copies states with no other", _HOST),
     refused("hicache_storage_backend", "unset", "SGLang asks it for token ids, without the mark of dense prompts"),

@@ -67,7 +67,11 @@ VERDICTS = (
     read("chunks of csgmv", "max_lora_chunk_size"),
     refused("lora_backend", "`csgmv`, `triton`, `torch_native`; on a CPU `csgmv`, `torch_native`", "not tried"),
     other("speculative decoding", "decrypted_draft_config_file"),
-    other("keys and values in FP8", "quantization_param_path"),
+    refused(
+        "quantization_param_path",
+        (None,),
+        "it has one number for a layer's keys and values; scales come with the checkpoint, as k_scale and v_scale",
+    ),
     other("the load format flash_rl", "rl_quant_profile"),
     other("the weight cache", "weight_cache_socket weight_cache_timeout"),
     other("an indexer", "qsa_indexer_dtype"),
