@@ -95,6 +95,29 @@ def test_groups_of_compressed_tensors():
     assert rules.of("model.layers.1.mlp.up_proj").scheme is None
 
 
+KV_SCHEME = {"type": "float", "num_bits": 8, "symmetric": True, "dynamic": False, "strategy": "attn_head"}
+FIRST, LIGHTNING = "model.layers.0.self_attn", f"model.layers.{CONFIG.lightning_layer_ids[0]}.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        (f"{FIRST}.k_scale", (2, 1, 1), None),
+        (f"{FIRST}.v_scale", (1,), None),
+        (f"{FIRST}.v_scale", (64,), r"v_scale has shape \[64\]"),
+        (f"{LIGHTNING}.v_scale", (1,), "1 unknown tensors"),
+    ],
+)
+def test_scales_of_keys_and_values(headers, name, shape, words):
+    recipe = Recipe("compressed fp8 channel")
+    given = headers(recipe) | {name: Header(torch.float32, shape)}
+    if words is None:
+        assert name not in plan(recipe, given, kv_cache_scheme=KV_SCHEME).tensors()
+        return
+    with pytest.raises(ValueError, match=words):
+        plan(recipe, given, kv_cache_scheme=KV_SCHEME)
+
+
 # By a recipe: fields of the configuration and words of the refusal.
 REFUSED_FIELDS = [
     (SHORT, {"quant_method": "modelopt"}, "quant_method = 'modelopt'.*'gptq'.*Blackwell"),
@@ -117,6 +140,7 @@ REFUSED_FIELDS = [
     (Recipe("fp8 block"), {"activation_scheme": "static"}, "activation_scheme = 'static'.*'dynamic'"),
     (Recipe("compressed int"), {"ignore": []}, "ignore = .*'lm_head'"),
     (Recipe("compressed int"), {"kv_cache_scheme": {"type": "int", "num_bits": 8}}, "kv_cache_scheme.type = 'int'"),
+    (Recipe("compressed int"), {"kv_cache_scheme": KV_SCHEME | {"dynamic": True}}, "kv_cache_scheme.dynamic = True"),
     (Recipe("compressed int"), {"format": "nvfp4-pack-quantized"}, "format = 'nvfp4-pack-quantized'"),
     (Recipe("compressed int"), {"quantization_status": "calibration"}, "quantization_status = 'calibration'"),
 ]
