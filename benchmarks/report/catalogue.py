@@ -7,7 +7,8 @@ from benchmarks.report.overview import ENGINE, FIRST, FURTHER, PROMPT, ROWS
 from benchmarks.report.plot import Plot, engine
 from benchmarks.report.table import Column, Table, mean
 from benchmarks.report.tables import evaluation, lora, operators, serving, training
-from benchmarks.report.where import beginning, one_of
+from benchmarks.report.where import beginning, none_of, one_of
+from benchmarks.serving.capacity import BESIDE
 
 SPEED = replace(serving.SPEED, where=serving.SPEED.where | {"weights": one_of("random weights, of usual size")})
 FIRST_BY_COMMIT = replace(
@@ -47,7 +48,7 @@ OPTIMIZERS = Table(
     baseline="AdamW",
     command="python -m training.train",
 )
-CAPACITY = replace(serving.CAPACITY, where={"what": lambda what: what != "sum"}, prepare=prepare.requests_of_tokens)
+CAPACITY = replace(serving.CAPACITY, where={"what": none_of("sum", *BESIDE)}, prepare=prepare.requests_of_tokens)
 
 
 def found_map(attention: str, table: Table, where: str) -> Plot:

@@ -45,11 +45,13 @@ SHARED_OPTIONS = {
 # Engine name: (its own options, its environment). Stock SGLang cannot capture prefill graphs of this model.
 ENGINES = {
     "plugin": ({}, {}),
+    "plugin-fp8-kv": ({"kv_cache_dtype": "fp8_e4m3"}, {}),
     "stock-dense": (
         {"attention_backend": "minicpm_flashinfer", "cuda_graph_backend_prefill": "disabled"},
         {"SALA_DISABLE": "1", "SGLANG_PLUGINS": "none", "SGLANG_MINICPM_FORCE_DENSE": "1"},
     ),
 }
+DEFAULT_ENGINES = ["plugin", "stock-dense"]
 COLUMNS = (
     "date", "engine", "requests", "prompt_tokens", "new_tokens", "repetitions", "ttft_s", "decode_ms_per_token",
     "output_tokens_per_s", "peak_memory_mib", *results_file.SURROUNDINGS,
@@ -64,7 +66,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="directory with a config.json")
     parser.add_argument("--lengths", required=True, type=positive_integers, help="prompt lengths, such as 8192,32768")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=DEFAULT_ENGINES)
     parser.add_argument("--new-tokens", type=int, default=65, help="tokens to generate per request (default: 65)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured requests per length (default: 3)")
     parser.add_argument(

@@ -24,7 +24,7 @@ from benchmarks.operators.harness.timing import Timing
 from benchmarks.operators.registers import COLUMNS as COMPILED_COLUMNS
 from benchmarks.operators.registers import measures_of_shared_blocks
 from benchmarks.operators.run import Run, all_cases, choose
-from benchmarks.serving.capacity import memory_bytes
+from benchmarks.serving.capacity import memory_bytes, with_sums
 from sala_sglang.config import SALAConfig
 from testing.server import START_SECONDS
 
@@ -321,6 +321,9 @@ def test_memory_of_the_released_model():
     assert sizes["keys and values"] == 3 * 2**20 * 8192 and sizes["compressed keys"] == 3 * 2**20 * 320
     assert sizes["states of running requests"] == 3 * 5 * 48 * 2**20
     assert sizes["snapshots of their prompts"] == 3 * 128 * 48 * 2**20
+    both = with_sums(sizes)
+    assert both["sum"] == sum(sizes.values()) and both["keys and values in FP8 instead"] == 3 * 2**20 * 4096
+    assert both["sum"] - both["sum with these"] == 3 * 2**20 * 4096
 
 
 def test_compiled_kernels(tmp_path):

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 TOLERANCE = 2e-3
 NEW_TOKENS, PAGE, SPACING, POOL_TOKENS = 4, 64, 384, 4096
 FP8 = "--kv-cache-dtype fp8_e4m3 --dtype float32 --max-running-requests 4"
-HOST = "--enable-hierarchical-cache --hicache-ratio 2"
-if not torch.cuda.is_available():
-    HOST += " --hicache-io-backend direct --hicache-mem-layout page_first_direct"
+HOST = (
+    "--enable-hierarchical-cache --hicache-ratio 2 --hicache-io-backend direct --hicache-mem-layout page_first_direct"
+)
 SERVERS = {
     "caches": f"{FP8} --chunked-prefill-size 128 --max-mamba-cache-size 40 --max-total-tokens {POOL_TOKENS} {HOST}",
     "scales, two ranks": f"{FP8} --chunked-prefill-size 256 --enable-mixed-chunk --tp-size 2",

@@ -10,7 +10,7 @@ import torch
 from sala_sglang.checkpoint.make import make_checkpoint
 from testing.server import Server
 from tests.serving.client import all_at_once, complete, random_prompt
-from tests.serving.oracle import Answer, Oracle
+from tests.serving.oracle import Answer, FP8Oracle, Oracle
 
 pytestmark = pytest.mark.gpu
 
@@ -18,6 +18,7 @@ TINY_LENGTHS = (1, 64, 100, 383, 385, 500, 513, 700, 1450)
 FULL_LENGTHS = (100, 8191, 8192, 20_000, 131_072)
 CONCURRENT_LENGTHS = [64 + 260 * i for i in range(32)]  # up to 8,124 tokens: with their answers across 8,192
 FULL_VOCABULARY = 73_000
+FP8 = ("--kv-cache-dtype", "fp8_e4m3")
 NO_GRAPHS = ("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled")
 
 
@@ -30,6 +31,17 @@ def test_tiny_in_float32_equals_the_cpu(start_server, tiny_checkpoint, options):
         answers += all_at_once(complete, server.client, prompts, 20)
     for prompt, answer in zip(prompts * 2, answers, strict=True):
         oracle.check(prompt, answer, tolerance=1e-3)
+
+
+def test_tiny_with_keys_and_values_in_fp8(start_server, tiny_checkpoint):
+    """The bound is twice that on a CPU: another order of sums moves other numbers over the middle between two."""
+    oracle = FP8Oracle(tiny_checkpoint)
+    prompts = [random_prompt(length, oracle.model.config.vocab_size, seed=1) for length in TINY_LENGTHS]
+    with start_server(*FP8, "--dtype", "float32", "--chunked-prefill-size", "256") as server:
+        answers = [complete(server.client, prompt, 20) for prompt in prompts]
+        answers += all_at_once(complete, server.client, prompts, 20)
+    for prompt, answer in zip(prompts * 2, answers, strict=True):
+        oracle.check(prompt, answer, tolerance=4e-3)
 
 
 def test_memory_given_back_and_taken_again_changes_no_answer(start_server, tiny_checkpoint):
@@ -97,10 +109,11 @@ def disagreement(first: list[Answer], second: list[Answer]) -> list[float]:
     return largest
 
 
-def test_full_size_serves_and_graphs_change_nothing(full_checkpoint):
+@pytest.mark.parametrize("options", [(), FP8], ids=["bfloat16", "keys and values in FP8"])
+def test_full_size_serves_and_graphs_change_nothing(full_checkpoint, options):
     """Other batch sizes mean other GEMMs: that noise, measured on the same server, bounds graph against eager."""
-    graph_long, graph_alone, graph_together = serve_full(full_checkpoint)
-    eager_long, eager_alone, eager_together = serve_full(full_checkpoint, *NO_GRAPHS)
+    graph_long, graph_alone, graph_together = serve_full(full_checkpoint, *options)
+    eager_long, eager_alone, eager_together = serve_full(full_checkpoint, *options, *NO_GRAPHS)
     for answers in (graph_long, graph_alone, graph_together):
         assert all(math.isfinite(logprob) for answer in answers for logprob in answer.logprobs)
     noise = max(disagreement(eager_alone, eager_together))
