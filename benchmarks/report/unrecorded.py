@@ -34,6 +34,7 @@ UNRECORDED: tuple[tuple[str, Where, Mapping[str, str]], ...] = (
     ("evaluation/retrieval_16k.csv", {}, ON_CPU),
     ("evaluation/retrieval_gpu.csv", {}, ON_H100),
     ("evaluation/prompts.csv", {}, {"gpu": "none", "weights": "no weights"}),
+    ("evaluation/fp8_kv.csv", {}, ON_CPU),
     ("training/sala_tiny_blocks.csv", {}, SALA_TINY),
     ("training/optimizers.csv", {}, {"weights": "sala-tiny in training"}),
     ("serving/capacity.csv", {}, {"gpu": "no GPU, computed from shapes", "weights": "full size"}),

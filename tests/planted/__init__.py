@@ -1,10 +1,11 @@
 """Mistakes to plant into a copy of the tree, each with the test that must find it: ``python -m tests.planted``."""
 
 from tests.planted.documents import DOCUMENTS
+from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
 from tests.planted.plugin import PLUGIN
 from tests.planted.serving import SERVING
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS)
+MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS)

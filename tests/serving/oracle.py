@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM
-
-E4M3, E4M3_MAX = torch.float8_e4m3fn, 448.0
+from testing.rounded_cache import Scales, round_keys_and_values
 
 
 @dataclass(frozen=True)
@@ -59,31 +58,10 @@ class Oracle:
 
 
 class FP8Oracle(Oracle):
-    """The plain model with the keys and values of its sparse layers rounded to e4m3.
-
-    scales: of keys and of values, [Hkv] each, by layer; 1 where there are none.
-    """
+    """The plain model with the keys and values of its sparse layers rounded to e4m3; ``scales`` by layer, else 1."""
 
     def __init__(
-        self,
-        checkpoint: Path,
-        dtype: torch.dtype = torch.float32,
-        scales: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ):
+        self, checkpoint: Path, dtype: torch.dtype = torch.float32, scales: dict[int, Scales] | None = None
+    ) -> None:
         super().__init__(checkpoint, dtype)
-        config = self.model.config
-        for layer in config.full_attention_layer_ids:
-            attention = self.model.model.layers[layer].self_attn
-            given = (scales or {}).get(layer, [torch.ones(config.num_key_value_heads)] * 2)
-            for projection, factors in zip((attention.k_proj, attention.v_proj), given, strict=True):
-                projection.register_forward_hook(self._rounding(factors, config.head_dim))
-
-    @staticmethod
-    def _rounding(factors: torch.Tensor, head_dim: int):
-        repeated = factors.repeat_interleave(head_dim)
-
-        def rounded(module, inputs, output: torch.Tensor) -> torch.Tensor:
-            quotients = (output.float() / repeated).clamp(-E4M3_MAX, E4M3_MAX)
-            return quotients.to(E4M3).to(output.dtype) * repeated.to(output.dtype)
-
-        return rounded
+        round_keys_and_values(self.model, scales or {})

@@ -55,6 +55,22 @@ RULER = Table(
     baseline="",
     command="python -m benchmarks.evaluation.ruler",
 )
+FP8_KV = Table(
+    sources=("evaluation/fp8_kv.csv",),
+    down=(Column("prompt_tokens", "prompt tokens"), Column("format", "format"), Column("scales", "scales")),
+    across=(),
+    values=(
+        Column("kl_mean", "mean KL", 3),
+        Column("kl_p999", "KL, 99.9th percentile", 3),
+        Column("top1_equal", "equal first choices %", 4, 100),
+        Column("largest_key", "largest key"),
+        Column("largest_value", "largest value"),
+    ),
+    shapes=SHAPES,
+    baseline="the same model without rounding",
+    command="python -m benchmarks.evaluation.fp8_kv",
+)
+
 TABLES = {
     "RULER": RULER,
     "RULER settings": replace(
@@ -68,4 +84,5 @@ TABLES = {
     "retrieval": RETRIEVAL,
     "retrieval on a GPU": replace(RETRIEVAL, sources=("evaluation/retrieval_gpu.csv",)),
     "building prompts": PROMPTS,
+    "keys and values in FP8": FP8_KV,
 }
