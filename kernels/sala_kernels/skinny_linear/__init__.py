@@ -59,6 +59,7 @@ def _check_float8(weight: Float8Weight, inputs: int) -> None:
     else:
         blocks = {f"{symbol}/{SCALE_BLOCK}": -(-sizes[symbol] // SCALE_BLOCK) for symbol in "NK"}
         check_shapes(blocks, scales=(weight.scales, " ".join(blocks)))
+        _check_contiguous_rows(scales=weight.scales)
     _check_contiguous_rows(codes=weight.codes)
 
 
