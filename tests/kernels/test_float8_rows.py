@@ -1,6 +1,7 @@
 """Operators that quantise their rows: as quantising their output in 16 bits, and as SGLang's quantiser."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def calls(name: str, tokens: int, width: int, dtype: torch.dtype, device: str) -
     x, gate, weight = make_rows(tokens, width, dtype, device)
     mean_square = 0.5 + torch.rand(tokens, device=device)
 
-    def call(to_float8: bool):
-        chosen = {"to_float8": to_float8, "implementation": "triton"}
+    def call(to_float8: bool) -> torch.Tensor | Float8Rows:
+        chosen: dict[str, Any] = {"to_float8": to_float8, "implementation": "triton"}
         if name == "scaled_add_norm":
             return scaled_add_norm(x, gate, SCALE, weight, EPS, **chosen)[0]
         if name == "sigmoid_gate":
