@@ -1,14 +1,23 @@
 """skinny_linear with quantised weights: products of the dequantised weight, within rounding; Marlin's layout."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from sala_kernels.quantised_weights import SCALE_BLOCK, Float8Weight, Int4Weight, int4_weight
 from sala_kernels.skinny_linear import MAX_INT4_ROWS, MAX_ROWS, skinny_linear
 
+from testing.server import START_SECONDS
 from tests.kernels.interpreter import repair_bfloat16, repair_float8
 from tests.kernels.quick_interpreter import patch_once_per_launch
 from tests.kernels.sparse_inputs import gpu
 from tests.kernels.sparse_inputs import poisoned_memory as poisoned_memory
+
+ROOT = Path(__file__).parents[2]
 
 repair_bfloat16()
 repair_float8()
@@ -132,6 +141,17 @@ def test_rows_do_not_meet_others(device, implementation):
 def test_layout_is_dequantised_to_what_was_packed(with_zeros):
     weight, values, _ = make_int4(192, 160, 32, with_zeros, torch.float64, "cpu")
     assert torch.equal(weight.dequantize(), values)
+
+
+def test_compiles_for_hopper_without_spills():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.compiled_linear"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
+    assert done.returncode == 0, done.stderr
+    for form, found in json.loads(done.stdout).items():
+        assert found["spills"] == 0 and found["programs"] >= 1, form
+        # A step's weights and rows of several stages, all by 16 bytes.
+        assert found["wide_loads"] >= 16, form
 
 
 def test_refuses_what_does_not_fit():
