@@ -23,6 +23,12 @@ DEFAULT_SNAPSHOT_SPACING = 8192
 # Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
 STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 
+# Unset: SGLang's products, but for those of 16 bits that were measured to be slower than this project's. A list of
+# "rows" (own products of few rows wherever they can be used, quantised weights included) and "producers" (operators
+# write rows of FP8 for the products behind them), to measure them in a server.
+OWN_PRODUCTS = "SALA_OWN_PRODUCTS"
+ROWS, PRODUCERS = "rows", "producers"
+
 # Set by the plugin itself for the processes of a server: they end when the one that started them has ended.
 END_WITH_PARENT = "SALA_END_WITH_PARENT"
 
@@ -42,6 +48,15 @@ def snapshot_spacing_tokens() -> int:
     return int(given)
 
 
+def own_products() -> frozenset[str]:
+    """What of ROWS and PRODUCERS is asked for. Raises ValueError for any other word."""
+    given = os.environ.get(OWN_PRODUCTS, "")
+    found = frozenset(word.strip() for word in given.split(",") if word.strip())
+    if not found <= {ROWS, PRODUCERS}:
+        raise ValueError(f"{OWN_PRODUCTS} = {given!r} is not possible; allowed: a list of {ROWS!r} and {PRODUCERS!r}")
+    return found
+
+
 def check_state_dtype() -> None:
     """Raise ValueError where the environment asks for states of another dtype than float32."""
     given = os.environ.get(STATE_DTYPE, "float32")
@@ -56,6 +71,7 @@ def shared() -> dict[str, str]:
         DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
+        OWN_PRODUCTS: ",".join(sorted(own_products())),
     }
 
 

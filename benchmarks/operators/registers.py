@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.silu_mul import silu_mul
 from sala_kernels.skinny_linear import skinny_linear
 from sala_kernels.sparse_attention import shared_blocks, sparse_attention
 from sala_kernels.store_kv import store_kv
@@ -38,10 +40,12 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks.common import results_file
+from benchmarks.operators.linear_kernels import BLOCK, CHANNEL, INT4, make_weight
 
 HEADS, KV_HEADS, DIM, WIDTH, PROJECTED = 32, 2, 128, 4096, 4 * 4096
 TOKENS, REQUESTS, CONTEXT = 8192, 32, 2**20
 GEOMETRY = SparseGeometry()
+FEW_ROWS = 8
 TRITON = "triton"  # the implementation whose kernels are compiled
 REGISTERS, SHARED_BYTES, THREADS, PROGRAMS = 65_536, 233_472, 2048, 32  # of a multiprocessor
 COLUMNS = "operator", "kernel", "warps", "stages", "registers", "spill_bytes", "stack_bytes", "shared_bytes", "per_sm"
@@ -172,6 +176,34 @@ def operators_of_fp8(case: str, rows: list[int]) -> dict[str, Callable[[], objec
     }
 
 
+def quantised_operators() -> dict[str, Callable[[], object]]:
+    """Products of few rows with quantised weights or few outputs, and operators that write FP8, by name."""
+    rows, gate, factors = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:], empty(WIDTH)
+    chosen: dict[str, Any] = {"to_float8": True, "implementation": TRITON}
+
+    def products() -> Iterator[tuple[str, Callable[[], object]]]:
+        few, many = rows[:FEW_ROWS], rows[:REQUESTS]
+        yield f"skinny_linear {FEW_ROWS}", lambda: skinny_linear(few, empty(WIDTH, WIDTH), implementation=TRITON)
+        for form, name in ((CHANNEL, "fp8"), (BLOCK, "fp8 block"), (INT4, "int4")):
+            sizes = WIDTH, PROJECTED
+            weights = [weight for outputs in sizes if (weight := make_weight(form, outputs, WIDTH, "cpu")) is not None]
+            for outputs, weight in zip(sizes, weights, strict=True):
+                title = f"skinny_linear {name} {FEW_ROWS} to {outputs}"
+                yield title, partial(skinny_linear, few, weight, implementation=TRITON)
+            if form != INT4:
+                yield (
+                    f"skinny_linear {name} {REQUESTS}",
+                    partial(skinny_linear, many, weights[-1], implementation=TRITON),
+                )
+
+    return dict(products()) | {
+        "gated_norm fp8": lambda: gated_norm(rows, gate, factors, 1e-6, **chosen),
+        "scaled_add_norm fp8": lambda: scaled_add_norm(rows, rows, 0.25, factors, 1e-6, **chosen),
+        "sigmoid_gate fp8": lambda: sigmoid_gate(rows, gate, **chosen),
+        "silu_mul fp8": lambda: silu_mul(empty(TOKENS, 2 * PROJECTED), implementation=TRITON),
+    }
+
+
 def operators() -> dict[str, Callable[[], object]]:
     """Calls by name. Their inputs are never read."""
 
@@ -201,6 +233,7 @@ def operators() -> dict[str, Callable[[], object]]:
         f"skinny_linear {REQUESTS}": lambda: skinny_linear(
             rows[:REQUESTS], empty(PROJECTED, WIDTH), implementation=TRITON
         ),
+        **quantised_operators(),
         **sparse_operators("prefill", [TOKENS]),
         **sparse_operators("decode", [1] * REQUESTS),
         **operators_of_fp8("prefill", [TOKENS]),

@@ -1,12 +1,15 @@
 """MiniCPM-SALA for SGLang. Formulas and rounding follow the released modelling code."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
+from sala_kernels.float8_rows import Float8Rows
 from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.silu_mul import silu_mul
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import RowParallelLinear
@@ -27,7 +30,7 @@ from sala_sglang.models.lora import LoRATargets
 from sala_sglang.models.merged_projections import qkvg_widths
 from sala_sglang.models.projections import MergedProjections, plan_of
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.models.skinny_linear import use_skinny_linear
+from sala_sglang.models.skinny_linear import as_input, takes_float8, use_skinny_linear
 from sala_sglang.quantization.kv_scales import add_kv_scales
 
 # SGLang's own all-reduce for NVLink takes multiples of 16 bytes; anything else goes to NCCL, which is slower.
@@ -44,9 +47,11 @@ class MLP(MergedProjections):
         )
         self.act = SiluAndMul()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        products = self.multiply(x)
-        return self.down_proj(self.act(products[0] if len(products) == 1 else torch.cat(products, dim=-1)))[0]
+    def forward(self, x: torch.Tensor | Float8Rows, dtype: torch.dtype) -> torch.Tensor:
+        products = self.multiply(x, dtype)
+        gate_up = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+        act = silu_mul if takes_float8([self.down_proj], len(gate_up)) else self.act
+        return self.down_proj(as_input(act(gate_up), dtype))[0]
 
 
 class SparseMixer(MergedProjections):
@@ -75,14 +80,20 @@ class SparseMixer(MergedProjections):
         add_kv_scales(self.attn, self.attn.tp_k_head_num)
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
+        self,
+        x: torch.Tensor | Float8Rows,
+        dtype: torch.dtype,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x [T, hidden_size] -> the same, or its ``rows`` [B] alone, the last of every request."""
-        q, k, v, gate = self.project(x)
+        """x [T, hidden_size] -> the same in ``dtype``, or its ``rows`` [B] alone, the last of every request."""
+        q, k, v, gate = self.project(x, dtype)
         if rows is not None:
             q, gate = q[rows], gate[rows]
         output = self.attn(q, k, v, forward_batch, last_rows=rows is not None)
-        return self.o_proj(sigmoid_gate(output, gate))[0]
+        output = sigmoid_gate(output, gate, to_float8=takes_float8([self.o_proj], len(output)))
+        return self.o_proj(as_input(output, dtype))[0]
 
 
 class LightningMixer(MergedProjections):
@@ -115,10 +126,15 @@ class LightningMixer(MergedProjections):
         )
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor, forward_batch: ForwardBatch, rows: torch.Tensor | None
+        self,
+        x: torch.Tensor | Float8Rows,
+        dtype: torch.dtype,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x [T, hidden_size] -> the same, or its ``rows`` alone; the state takes in all."""
-        q, k, v, gate = self.project(x)
+        """x [T, hidden_size] -> the same in ``dtype``, or its ``rows`` alone; the state takes in all."""
+        q, k, v, gate = self.project(x, dtype)
         norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq(), self.eps
         # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
         if forward_batch.logical_forward_mode.is_decode():
@@ -130,7 +146,9 @@ class LightningMixer(MergedProjections):
         if rows is not None:
             output, gate = output[rows], gate[rows]
         mean_square = self._mean_square(output) if self.ranks > 1 else None
-        return self.o_proj(gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square))[0]
+        to_float8 = takes_float8([self.o_proj], len(output))
+        output = gated_norm(output, gate, self.o_norm.weight, self.eps, mean_square, to_float8=to_float8)
+        return self.o_proj(as_input(output, dtype))[0]
 
     def _mean_square(self, x: torch.Tensor) -> torch.Tensor:
         """Mean of x² over the full width of which x [T, W / ranks] is this rank's part: [T] float32."""
@@ -182,11 +200,26 @@ class DecoderLayer(nn.Module):
 
         Every addition is thus fused with the norm that follows it. rows: those to return, if not all.
         """
-        x, hidden = scaled_add_norm(branch, hidden, branch_scale, self.input_layernorm.weight, self.eps)
-        x = self.self_attn(x, positions, forward_batch, rows)
+        dtype = branch.dtype
+        x, hidden = scaled_add_norm(
+            branch,
+            hidden,
+            branch_scale,
+            self.input_layernorm.weight,
+            self.eps,
+            to_float8=self.self_attn.takes_float8(len(branch)),
+        )
+        branch = self.self_attn(x, dtype, positions, forward_batch, rows)
         hidden = hidden if rows is None else hidden[rows]
-        x, hidden = scaled_add_norm(x, hidden, self.residual_scale, self.post_attention_layernorm.weight, self.eps)
-        return self.mlp(x), hidden
+        x, hidden = scaled_add_norm(
+            branch,
+            hidden,
+            self.residual_scale,
+            self.post_attention_layernorm.weight,
+            self.eps,
+            to_float8=self.mlp.takes_float8(len(branch)),
+        )
+        return self.mlp(x, dtype), hidden
 
 
 class MiniCPMSALAModel(nn.Module):
@@ -221,7 +254,7 @@ class MiniCPMSALAModel(nn.Module):
             needed = rows if layer is self.layers[-1] else None
             branch, hidden = layer(branch, hidden, scale, positions, forward_batch, needed)
             scale = self.config.residual_scale
-        return scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0]
+        return cast(torch.Tensor, scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0])
 
 
 class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):

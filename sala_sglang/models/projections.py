@@ -1,6 +1,7 @@
 """The merged linear layers of a mixer or MLP: one, or one for each run of parts that are quantised alike."""
 
 import torch
+from sala_kernels.float8_rows import Float8Rows
 from sglang.srt.layers.linear import MergedColumnParallelLinear
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.runtime_context import get_parallel
@@ -8,6 +9,7 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sala_sglang.models.merged_projections import merged_parts, merged_runs
+from sala_sglang.models.skinny_linear import as_input, takes_float8
 from sala_sglang.quantization.methods import PlannedConfig
 from sala_sglang.quantization.plan import QuantizationPlan
 
@@ -51,11 +53,15 @@ class MergedProjections(nn.Module):
             )
             self.add_module(name, layer)
 
-    def multiply(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Outputs of every layer for x [T, features], those of its parts side by side."""
-        return [getattr(self, name)(x)[0] for name in self.runs]
+    def takes_float8(self, rows: int) -> bool:
+        """Whether ``multiply`` takes so many rows in FP8."""
+        return takes_float8([getattr(self, name) for name in self.runs], rows)
 
-    def project(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def multiply(self, x: torch.Tensor | Float8Rows, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Outputs of every layer for x [T, features], those of its parts side by side. dtype: theirs."""
+        return [getattr(self, name)(as_input(x, dtype))[0] for name in self.runs]
+
+    def project(self, x: torch.Tensor | Float8Rows, dtype: torch.dtype) -> list[torch.Tensor]:
         """Outputs of every part."""
-        pairs = zip(self.multiply(x), self.splits, strict=True)
+        pairs = zip(self.multiply(x, dtype), self.splits, strict=True)
         return [part for product, widths in pairs for part in product.split(widths, dim=-1)]

@@ -1,19 +1,29 @@
-"""Products of a few rows with weights that are not quantized, on GPUs where skinny_linear reads those fastest."""
+"""Products of a few rows by skinny_linear, where that is chosen, and the FP8 rows that other products may be given."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
+from sala_kernels.float8_rows import Float8Rows
+from sala_kernels.quantised_weights import Float8Weight, Int4Weight, Weight
+from sala_kernels.skinny_linear import skinny_linear
 from sglang.srt.layers.logits_processor import LogitsProcessor
-from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
+from sglang.srt.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_lora
 from torch import nn
 
+from sala_sglang.environment import PRODUCERS, ROWS, own_products
+from sala_sglang.models.products import is_own
+from sala_sglang.quantization import own_weights
+from sala_sglang.quantization.formats import Float8
+from sala_sglang.quantization.methods import DequantizedLinearMethod, PlannedConfig
+from sala_sglang.quantization.scheme import Scheme
+
 HOPPER = 9  # measured on no other generation
-MIN_OUTPUTS = 16384  # of products of several rows; with fewer ones cuBLAS is as fast or faster
+ONLINE_FP8 = Float8("channel", static=False)  # what SGLang makes of weights of 16 bits
 
 
 class LanguageModel(Protocol):
@@ -21,18 +31,23 @@ class LanguageModel(Protocol):
 
     lm_head: ParallelLMHead
     logits_processor: LogitsProcessor
+    quant_config: QuantizationConfig | None
 
     def modules(self) -> Iterator[nn.Module]: ...
 
 
 def use_skinny_linear(model: LanguageModel) -> None:
-    """Give the unquantized linear layers and the head of ``model`` the methods below, where they are faster.
+    """Give the linear layers and the head of ``model`` the methods below, where these compute some products.
 
     Not where the user named a backend, nor for deterministic inference: sums depend on the number of rows.
     """
-    execution = get_exec()
-    deterministic = execution.deterministic.enable_deterministic_inference
-    if execution.kernel.bf16_gemm_backend != "auto" or deterministic or not _is_hopper():
+    # Layers with LoRA read their input beside the product.
+    execution, asked = get_exec(), own_products() - ({PRODUCERS} if get_lora().enable_lora else set())
+    if execution.deterministic.enable_deterministic_inference:
+        return
+    if asked and execution.kernel.fp8_gemm_runner_backend == "auto":
+        _use_quantized(model, asked)
+    if execution.kernel.bf16_gemm_backend != "auto" or not _is_hopper():
         return
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -41,6 +56,15 @@ def use_skinny_linear(model: LanguageModel) -> None:
     wide = processor.use_fp32_lm_head or processor.use_fp32_lm_head_output
     if type(model.lm_head.quant_method) is UnquantizedEmbeddingMethod and not wide:
         model.lm_head.quant_method = SkinnyHeadMethod()
+
+
+def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
+    planned = model.quant_config.schemes if isinstance(model.quant_config, PlannedConfig) else {}
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        scheme = planned.get(module) or (ONLINE_FP8 if type(method) is Fp8LinearMethod else None)
+        if scheme is not None:
+            module.quant_method = QuantizedLinearMethod(method, scheme, asked)
 
 
 def _is_hopper() -> bool:
@@ -54,11 +78,16 @@ class WeightedLayer(Protocol):
 
 
 class SkinnyRows(QuantizeMethodBase):
-    """Computes products of at most MAX_ROWS rows by skinny_linear, and leaves all others to the next class."""
+    """Computes products of few rows by skinny_linear, and leaves all others to the next class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = ROWS in own_products()
 
     def apply(self, layer: WeightedLayer, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if bias is None and _fits(x, layer.weight):
-            return skinny_linear(x, layer.weight)
+        weight = layer.weight
+        if bias is None and x.dtype == weight.dtype and weight.stride(1) == 1 and _fits(x, weight, self.wanted):
+            return skinny_linear(x, weight)
         return super().apply(layer, x, bias)
 
 
@@ -70,13 +99,70 @@ class SkinnyHeadMethod(SkinnyRows, UnquantizedEmbeddingMethod):
     """For the head that makes logits."""
 
 
-def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+class QuantizedLinearMethod(QuantizeMethodBase):
+    """Computes products of few rows with quantised weights by skinny_linear, and leaves all else to ``method``.
+
+    asked: of SALA_OWN_PRODUCTS.
+    """
+
+    def __init__(self, method: Any, scheme: Scheme, asked: frozenset[str]) -> None:
+        super().__init__()
+        self.method, self.scheme, self.asked = method, scheme, asked
+        self.weight: Weight | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def create_weights(self, layer: nn.Module, *sizes: Any, **attributes: Any) -> None:
+        self.method.create_weights(layer, *sizes, **attributes)
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        if isinstance(self.method, DequantizedLinearMethod):
+            tensors = {name: tensor.clone() for name, tensor in self.method.tensors(layer).items()}
+            self.weight = own_weights.on_cpu(self.scheme, tensors, self.method.widths, self.method.dtype)
+            self.method.process_weights_after_loading(layer)
+        else:
+            self.method.process_weights_after_loading(layer)
+            self.weight = own_weights.on_gpu(self.scheme, layer)
+
+    def apply(
+        self, layer: nn.Module, x: torch.Tensor | tuple[torch.Tensor, ...], bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight = self.weight if ROWS in self.asked and bias is None else None
+        if weight is not None and isinstance(x, torch.Tensor) and _fits(x, weight, wanted=True):
+            return skinny_linear(x, weight)
+        return self.method.apply(layer, x, bias)
+
+    def takes_float8(self, rows: int) -> bool:
+        """Whether the product of so many rows is one of FP8 with FP8, to which its rows may come quantised."""
+        if PRODUCERS not in self.asked or torch.compiler.is_compiling():
+            return False
+        weight, scheme = self.weight, self.scheme
+        if not isinstance(weight, Float8Weight) or not isinstance(scheme, Float8) or weight.codes.is_cpu:
+            return False
+        own = ROWS in self.asked and is_own(weight, rows, wanted=True)
+        return scheme.scales != "block" and not scheme.static and not own
+
+
+def takes_float8(layers: list[nn.Module], rows: int) -> bool:
+    """Whether all of ``layers``, which have the same input, take so many rows in FP8."""
+    methods = [getattr(layer, "quant_method", None) for layer in layers]
+    return all(isinstance(method, QuantizedLinearMethod) and method.takes_float8(rows) for method in methods)
+
+
+def as_input(x: torch.Tensor | Float8Rows, dtype: torch.dtype) -> Any:
+    """``x`` as SGLang's linear layers take it; ``dtype`` is that of their output."""
+    return (x.codes, x.scales, dtype) if isinstance(x, Float8Rows) else x
+
+
+def _fits(x: torch.Tensor, weight: Weight, wanted: bool) -> bool:
+    if isinstance(weight, Int4Weight) and weight.scales.dtype != x.dtype:
+        return False
     # Under torch.compile the number of rows is a symbol.
     return (
         not torch.compiler.is_compiling()
         and x.ndim == 2
-        and (x.shape[0] == 1 or (x.shape[0] <= MAX_ROWS and weight.shape[0] >= MIN_OUTPUTS))
-        and x.dtype == weight.dtype
-        and x.dtype in (torch.bfloat16, torch.float16)
-        and x.stride(1) == weight.stride(1) == 1
+        and is_own(weight, x.shape[0], wanted)
+        and (x.dtype in (torch.bfloat16, torch.float16) or (x.is_cpu and not isinstance(weight, torch.Tensor)))
+        and x.stride(1) == 1
     )

@@ -72,11 +72,13 @@ class AWQ(Scheme):
             "scales": Stored(FLOATS, (inputs(self.group), outputs()), scale=True),
         }
 
+    def codes(self, packed: torch.Tensor) -> torch.Tensor:
+        """Codes or zero points of packed ones, in order of the outputs."""
+        order = torch.tensor(AWQ_ORDER, device=packed.device).argsort()
+        return unpack(packed, 4, 1).unflatten(1, (-1, 8))[:, :, order].flatten(1)
+
     def dequantize(self, tensors: dict[str, torch.Tensor], widths: list[int]) -> torch.Tensor:
-        order = torch.tensor(AWQ_ORDER, device=tensors["qweight"].device).argsort()
-        codes, zeros = (
-            unpack(tensors[name], 4, 1).unflatten(1, (-1, 8))[:, :, order].flatten(1) for name in ("qweight", "qzeros")
-        )
+        codes, zeros = (self.codes(tensors[name]) for name in ("qweight", "qzeros"))
         zeros, scales = (rows.repeat_interleave(self.group, dim=0) for rows in (zeros, tensors["scales"].float()))
         return ((codes - zeros) * scales).t()
 

@@ -28,6 +28,7 @@ class PlannedConfig(QuantizationConfig):
     def __init__(self, plan: QuantizationPlan) -> None:
         super().__init__()
         self.plan = plan
+        self.schemes: dict[nn.Module, Scheme] = {}  # of the layers that were asked for
 
     def get_name(self) -> str:
         return METHOD
@@ -53,6 +54,7 @@ class PlannedConfig(QuantizationConfig):
         scheme = self.plan.schemes.get(prefix)
         if scheme is None:
             return UnquantizedLinearMethod()
+        self.schemes[layer] = scheme
         return gpu_method(scheme, layer, self) if torch.cuda.is_available() else DequantizedLinearMethod(scheme)
 
     def get_scaled_act_names(self) -> list[str]:
@@ -84,12 +86,15 @@ class DequantizedLinearMethod(UnquantizedLinearMethod):
             parameter = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
             layer.register_parameter(stored.parameter or suffix, parameter)
 
+    def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """Loaded tensors by their suffixes."""
+        stored = self.scheme.stored().items()
+        return {suffix: getattr(layer, one.parameter or suffix).data for suffix, one in stored}
+
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        names = {suffix: stored.parameter or suffix for suffix, stored in self.scheme.stored().items()}
-        tensors = {suffix: getattr(layer, name).data for suffix, name in names.items()}
-        weight = self.scheme.dequantize(tensors, self.widths).to(self.dtype).contiguous()
-        for name in names.values():
-            delattr(layer, name)
+        weight = self.scheme.dequantize(self.tensors(layer), self.widths).to(self.dtype).contiguous()
+        for suffix, stored in self.scheme.stored().items():
+            delattr(layer, stored.parameter or suffix)
         layer.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 

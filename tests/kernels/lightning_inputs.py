@@ -5,11 +5,11 @@ import torch
 from sala_kernels.lightning import Arguments, lightning_chunk, reference
 
 from sala_sglang.config import alibi_slopes
-from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.interpreter import repair_short_floats
 from tests.kernels.paging import relative_error
 from tests.kernels.quick_interpreter import patch_once_per_launch
 
-repair_bfloat16()
+repair_short_floats()
 patch_once_per_launch()
 MIXED = [1, 150, 1, 64, 0, 65]  # rows per request: decode rows among prompts, chunk borders, nothing at all
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

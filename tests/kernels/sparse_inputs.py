@@ -8,11 +8,11 @@ from sala_kernels.compress_keys import compress_keys
 from sala_kernels.kv_scales import E4M3, E4M3_MAX, gather_rows
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
-from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.interpreter import repair_short_floats
 from tests.kernels.paging import empty_compressed, fill_pool, make_batch
 from tests.kernels.quick_interpreter import patch_once_per_launch
 
-repair_bfloat16()
+repair_short_floats()
 patch_once_per_launch()
 
 RELEASED = SparseGeometry()

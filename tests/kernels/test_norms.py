@@ -6,10 +6,10 @@ from sala_kernels.gated_norm import gated_norm, mean_square_part
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.sigmoid_gate import sigmoid_gate
 
-from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.interpreter import repair_short_floats
 from tests.kernels.paging import relative_error
 
-repair_bfloat16()
+repair_short_floats()
 EPS = 1e-6
 SCALE = 1.4 / 32**0.5
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from sala_kernels.qk_norm_rope import qk_norm_rope
 
-from tests.kernels.interpreter import repair_bfloat16
+from tests.kernels.interpreter import repair_short_floats
 from tests.kernels.paging import relative_error
 
-repair_bfloat16()
+repair_short_floats()
 EPS = 1e-6
 both = pytest.mark.parametrize("implementation", ["reference", "triton"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -7,6 +7,7 @@ import torch
 from sala_kernels.skinny_linear import MAX_ROWS
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
+from sala_sglang.models import products
 from sala_sglang.models import skinny_linear as module
 
 
@@ -19,12 +20,14 @@ def model(monkeypatch):
     found.lm_head.quant_method = UnquantizedEmbeddingMethod()
     found.logits_processor = SimpleNamespace(use_fp32_lm_head=False, use_fp32_lm_head_output=False)
     execution = SimpleNamespace(
-        kernel=SimpleNamespace(bf16_gemm_backend="auto"),
+        kernel=SimpleNamespace(bf16_gemm_backend="auto", fp8_gemm_runner_backend="auto"),
         deterministic=SimpleNamespace(enable_deterministic_inference=False),
     )
     monkeypatch.setattr(module, "get_exec", lambda: execution)
+    monkeypatch.setattr(module, "get_lora", lambda: SimpleNamespace(enable_lora=False))
+    monkeypatch.delenv("SALA_OWN_PRODUCTS", raising=False)
     monkeypatch.setattr(module, "_is_hopper", lambda: True)
-    found.execution = execution
+    found.execution, found.quant_config = execution, None
     return found
 
 
@@ -75,7 +78,7 @@ def test_few_rows_alone(model, monkeypatch, rows, bias, dtype, skinny):
         return skinny_linear(x, weight)
 
     skinny_linear = module.skinny_linear
-    monkeypatch.setattr(module, "MIN_OUTPUTS", 24)
+    monkeypatch.setattr(products, "MIN_OUTPUTS", 24)
     monkeypatch.setattr(module, "skinny_linear", recorded)
     module.use_skinny_linear(model)
     layer = model.linear.to(dtype)

@@ -6,6 +6,8 @@ _SELECT, _ATTEND = "kernels/sala_kernels/select_blocks", "kernels/sala_kernels/s
 _LIGHTNING, _STEP = "kernels/sala_kernels/lightning", "kernels/sala_kernels/lightning_step"
 _COMPRESS = "kernels/sala_kernels/compress_keys"
 _SELECT_TESTS, _ATTEND_TESTS = "tests/kernels/test_select_blocks.py", "tests/kernels/test_sparse_attention.py"
+_SKINNY, _QUANTISED_TESTS = "kernels/sala_kernels/skinny_linear", "tests/kernels/test_quantised_linear.py"
+_FLOAT8_TESTS = "tests/kernels/test_float8_rows.py"
 _LIGHTNING_TESTS, _NORM_TESTS = "tests/kernels/test_lightning.py", "tests/kernels/test_norms.py"
 
 KERNELS = (
@@ -253,6 +255,62 @@ KERNELS = (
         "range(INPUTS, inputs, INPUTS)",
         "range(INPUTS, inputs - inputs % INPUTS, INPUTS)",
         "tests/kernels/test_skinny_linear.py::test_is_the_product",
+    ),
+    Mistake(
+        "few rows: the last step of inputs is left out",
+        f"{_SKINNY}/few_rows.py",
+        "range(PARTS * INPUTS, inputs, PARTS * INPUTS)",
+        "range(PARTS * INPUTS, inputs - PARTS * INPUTS, PARTS * INPUTS)",
+        f"{_QUANTISED_TESTS}::test_few_rows_of_16_bits",
+    ),
+    Mistake(
+        "few rows: scales of the block before",
+        f"{_SKINNY}/few_rows.py",
+        "p_blocks + o_input // SCALE_BLOCK",
+        "p_blocks + tl.maximum(o_input - 1, 0) // SCALE_BLOCK",
+        f"{_QUANTISED_TESTS}::test_float8_is_the_product",
+    ),
+    Mistake(
+        "int4: the second eight outputs take the codes of the first",
+        f"{_SKINNY}/int4.py",
+        "b_words >> 4 * i_eight + 8",
+        "b_words >> 4 * i_eight",
+        f"{_QUANTISED_TESTS}::test_int4_is_the_product",
+    ),
+    Mistake(
+        "int4: outputs share a zero with those eight before",
+        f"{_SKINNY}/int4.py",
+        "(b_zeros >> 16 & 15) - 8",
+        "(b_zeros & 15) - 8",
+        f"{_QUANTISED_TESTS}::test_int4_is_the_product",
+    ),
+    Mistake(
+        "int4: neighbouring outputs are packed in order",
+        "kernels/sala_kernels/quantised_weights.py",
+        "return each.reshape(outputs // MARLIN_OUTPUTS, 4, 2, 8, groups).permute(4, 0, 3, 1, 2)",
+        "return each.reshape(outputs // MARLIN_OUTPUTS, 4, 2, 8, groups).permute(4, 0, 1, 2, 3)",
+        "tests/quantization/test_marlin_layout.py::test_layout_is_that_of_marlin",
+    ),
+    Mistake(
+        "FP8 rows: what is quantised was not rounded to 16 bits",
+        "kernels/sala_kernels/scaled_add_norm/triton.py",
+        "m_column, b_output.to(tl.float32))",
+        "m_column, b_normed * b_weight)",
+        f"{_FLOAT8_TESTS}::test_codes_are_those_of_the_output",
+    ),
+    Mistake(
+        "FP8 rows: the largest value has no sign",
+        "kernels/sala_kernels/float8_rows.py",
+        "tl.max(tl.abs(b_row), 0)",
+        "tl.max(b_row, 0)",
+        f"{_FLOAT8_TESTS}::test_codes_are_those_of_the_output",
+    ),
+    Mistake(
+        "own products: a zero of AWQ is 8",
+        "sala_sglang/quantization/own_weights.py",
+        'tensors["scales"].t(), zeros, dtype)',
+        'tensors["scales"].t(), None, dtype)',
+        "tests/models/test_products.py::test_both_choices_are_equal",
     ),
     Mistake(
         "contracts: dtypes are not checked",

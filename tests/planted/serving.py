@@ -170,9 +170,9 @@ SERVING = (
     ),
     Mistake(
         "model: a product of the most rows is left to cuBLAS",
-        f"{_MODELS}/skinny_linear.py",
-        "x.shape[0] <= MAX_ROWS",
-        "x.shape[0] < MAX_ROWS",
+        f"{_MODELS}/products.py",
+        "rows <= MAX_ROWS",
+        "rows < MAX_ROWS",
         "tests/models/test_skinny_linear.py::test_few_rows_alone",
     ),
     Mistake(

@@ -2,7 +2,7 @@
 
 import json
 import urllib.error
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,16 @@ GATES = ("o_gate", "z_proj")
 class Case:
     recipe: Recipe
     arguments: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
 
+MIXED = {
+    "k_proj": "compressed fp8 channel",
+    "v_proj": "compressed fp8 channel",
+    "o_gate": "compressed int8",
+    "up_proj": "compressed fp8 tensor",
+    "down_proj": "compressed fp8 block",
+}
 CASES = {
     # As the public checkpoint: the gates have 16 bits.
     "gptq": Case(Recipe("gptq", full=GATES, group=64)),
@@ -37,18 +45,11 @@ CASES = {
     "fp8 static": Case(Recipe("fp8 static", full=("v_proj", "up_proj"))),
     "int8": Case(Recipe("int8", full=("k_proj",))),
     # One scheme of compressed-tensors beside the other, also inside merged layers.
-    "compressed": Case(
-        Recipe(
-            "compressed int",
-            full=("z_proj",),
-            mixed={
-                "k_proj": "compressed fp8 channel",
-                "v_proj": "compressed fp8 channel",
-                "o_gate": "compressed int8",
-                "up_proj": "compressed fp8 tensor",
-                "down_proj": "compressed fp8 block",
-            },
-        )
+    "compressed": Case(Recipe("compressed int", full=("z_proj",), mixed=MIXED)),
+    # Products of few rows read codes and scales, and not the dequantised weight.
+    "own products": Case(
+        Recipe("compressed int", full=("z_proj",), mixed=MIXED),
+        environment={"SALA_OWN_PRODUCTS": "rows,producers"},
     ),
 }
 
@@ -66,7 +67,8 @@ def case(request) -> Case:
 @pytest.fixture(scope="module")
 def server(case, source, tmp_path_factory):
     checkpoint = quantise(source, tmp_path_factory.mktemp("quantised") / "checkpoint", case.recipe)
-    with Server(checkpoint, *ARGUMENTS.split(), *case.arguments.split()) as running:
+    arguments = *ARGUMENTS.split(), *case.arguments.split()
+    with Server(checkpoint, *arguments, environment=case.environment) as running:
         yield running
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from sala_kernels.contract import check_dtypes, check_shapes, implementation_of
+from sala_kernels.float8_rows import Float8Rows
 
 
 def gated_norm(
@@ -12,8 +13,9 @@ def gated_norm(
     eps: float,
     mean_square: torch.Tensor | None = None,
     *,
+    to_float8: bool = False,
     implementation: str | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Float8Rows:
     """``RMSNorm(x; weight) ⊙ sigmoid(gate)`` with ``RMSNorm(x; weight) = x / √(mean(x²) + eps) ⊙ weight``.
 
     x, gate: [T, W], one floating dtype (rows may be strided).
@@ -21,8 +23,10 @@ def gated_norm(
     eps: added to the mean of squares.
     mean_square: [T] float32 mean of x² over the full width, for callers that hold a shard of it: the sum of all
         shards' mean_square_part. Computed from x otherwise.
+    to_float8: whether to quantise what would be returned, row by row.
 
-    Returns [T, W]. Rounds as the released model does: after the division, the weight, the sigmoid and the product.
+    Returns [T, W], in e4m3 with scales if so. Rounds as the released model does: after the division, the weight, the
+    sigmoid and the product; then to e4m3.
     Raises ValueError on a shape that does not fit, TypeError on a dtype that does not fit.
     Source: ``o_norm`` and ``z_proj`` of the released modelling code; RMSNorm is arXiv 1910.07467.
 
@@ -37,7 +41,7 @@ def gated_norm(
     if mean_square is not None:
         check_shapes({"T": x.shape[0]}, mean_square=(mean_square, "T"))
         check_dtypes(torch.float32, mean_square=mean_square)
-    return implementation_of(__name__, implementation, x).gated_norm(x, gate, weight, eps, mean_square)
+    return implementation_of(__name__, implementation, x).gated_norm(x, gate, weight, eps, mean_square, to_float8)
 
 
 def mean_square_part(x: torch.Tensor, full_width: int, rows: int, *, implementation: str | None = None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import torch
 
 from sala_kernels.contract import working_dtype
+from sala_kernels.float8_rows import Float8Rows, quantize_rows
 
 
 def gated_norm(
@@ -11,11 +12,13 @@ def gated_norm(
     weight: torch.Tensor,
     eps: float,
     mean_square: torch.Tensor | None,
-) -> torch.Tensor:
+    to_float8: bool,
+) -> torch.Tensor | Float8Rows:
     wide = x.to(working_dtype(x))
     power = wide.pow(2).mean(-1) if mean_square is None else mean_square
     normed = (wide * (power + eps).rsqrt()[:, None]).to(x.dtype) * weight
-    return normed * gate.to(wide.dtype).sigmoid().to(x.dtype)
+    output = normed * gate.to(wide.dtype).sigmoid().to(x.dtype)
+    return quantize_rows(output) if to_float8 else output
 
 
 def mean_square_part(x: torch.Tensor, full_width: int, rows: int) -> torch.Tensor:

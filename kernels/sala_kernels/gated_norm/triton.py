@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
+from sala_kernels.float8_rows import Float8Rows, empty_float8_rows, store_float8_row
 from sala_kernels.kernel_arguments import with_strides
 from sala_kernels.row_wise import load_row, row_warps
 
@@ -15,19 +16,22 @@ def gated_norm(
     weight: torch.Tensor,
     eps: float,
     mean_square: torch.Tensor | None,
-) -> torch.Tensor:
+    to_float8: bool,
+) -> torch.Tensor | Float8Rows:
     tokens, width = x.shape
-    output = x.new_empty(x.shape)
+    output = empty_float8_rows(tokens, width, x.device) if to_float8 else x.new_empty(x.shape)
+    outputs = output if isinstance(output, Float8Rows) else (output, output)  # scales would be the second
     block = triton.next_power_of_2(width)
     _gated_norm_kernel[(tokens,)](
         with_strides(x),
         with_strides(gate),
         weight.contiguous(),
         x if mean_square is None else mean_square.contiguous(),
-        output,
+        *outputs,
         eps,
         width,
         GIVEN_MEAN_SQUARE=mean_square is not None,
+        TO_FLOAT8=to_float8,
         BLOCK=block,
         **dependent_launch(x.device),
         num_warps=row_warps(block),
@@ -52,9 +56,11 @@ def _gated_norm_kernel(
     p_weight,
     p_mean_square,
     p_output,
+    p_scales,
     eps,
     width,
     GIVEN_MEAN_SQUARE: tl.constexpr,
+    TO_FLOAT8: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -62,15 +68,19 @@ def _gated_norm_kernel(
     i_row = tl.program_id(0).to(tl.int64)
     o_column = tl.arange(0, BLOCK)
     m_column = o_column < width
-    dtype = p_output.dtype.element_ty
     b_x = load_row(x, i_row, o_column, m_column).to(tl.float32)
     b_gate = load_row(gate, i_row, o_column, m_column)
+    dtype = b_gate.dtype
     b_weight = tl.load(p_weight + o_column, mask=m_column, other=0.0).to(tl.float32)
     mean_square = tl.load(p_mean_square + i_row) if GIVEN_MEAN_SQUARE else tl.sum(b_x * b_x, axis=0) / width
     b_normed = (b_x * tl.rsqrt(mean_square + eps)).to(dtype).to(tl.float32)
     b_normed = (b_normed * b_weight).to(dtype).to(tl.float32)
     b_sigmoid = tl.sigmoid(b_gate.to(tl.float32)).to(dtype).to(tl.float32)
-    tl.store(p_output + i_row * width + o_column, (b_normed * b_sigmoid).to(dtype), mask=m_column)
+    b_output = (b_normed * b_sigmoid).to(dtype)
+    if TO_FLOAT8:
+        store_float8_row(p_output, p_scales, i_row, width, o_column, m_column, b_output.to(tl.float32))
+    else:
+        tl.store(p_output + i_row * width + o_column, b_output, mask=m_column)
 
 
 @triton.jit(do_not_specialize=["tokens"])

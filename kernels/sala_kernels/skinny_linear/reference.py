@@ -3,8 +3,10 @@
 import torch
 
 from sala_kernels.contract import working_dtype
+from sala_kernels.quantised_weights import Weight
 
 
-def skinny_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def skinny_linear(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     work = working_dtype(x)
-    return (x.to(work) @ weight.to(work).T).to(x.dtype)
+    values = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+    return (x.to(work) @ values.to(work).T).to(x.dtype)
