@@ -20,6 +20,10 @@ FORCE_DENSE = "SGLANG_MINICPM_FORCE_DENSE"
 SNAPSHOT_SPACING = "SALA_SNAPSHOT_SPACING"
 DEFAULT_SNAPSHOT_SPACING = 8192
 
+# Unset: models/pipeline.py says which layers pipeline stages have. Otherwise the number of layers of every stage, with
+# commas between them. The name is SGLang's own.
+LAYER_PARTITION = "SGLANG_PP_LAYER_PARTITION"
+
 # Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
 STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 
@@ -56,6 +60,7 @@ def shared() -> dict[str, str]:
         DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
+        LAYER_PARTITION: os.environ.get(LAYER_PARTITION, ""),
     }
 
 

@@ -37,6 +37,8 @@ def use_skinny_linear(model: LanguageModel) -> None:
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
             module.quant_method = SkinnyLinearMethod()
+    if not isinstance(model.lm_head, ParallelLMHead):
+        return  # a pipeline stage without the head
     processor = model.logits_processor
     wide = processor.use_fp32_lm_head or processor.use_fp32_lm_head_output
     if type(model.lm_head.quant_method) is UnquantizedEmbeddingMethod and not wide:

@@ -14,6 +14,7 @@ from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
+from sala_sglang.models.pipeline import divide_layers
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.plugin import cpu, hierarchical_cache, quantization
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
@@ -103,6 +104,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     check_hooks()
     check_config(server_args, config)
     check_arguments(server_args, config, model)
+    divide_layers(config, resolution_result(server_args, "pp_size"))
     warn_without_effect(server_args)
     environment.dense_len_tokens(config)
     environment.snapshot_spacing_tokens()

@@ -11,8 +11,10 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.models import loading, minicpm_sala
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.models.merged_projections import merged_parts
+from sala_sglang.models.pipeline import Stage
 
 CONFIG = SALAConfig(**TINY_CONFIG)
+WHOLE = Stage(0, CONFIG.num_hidden_layers, CONFIG.num_hidden_layers)
 GATE_UP = "model.layers.0.mlp.gate_up_proj.weight"
 GATE, UP = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
 
@@ -57,7 +59,7 @@ def one_rank(monkeypatch):
 
 @pytest.fixture
 def loader() -> WeightLoader:
-    return WeightLoader(CONFIG)
+    return WeightLoader(CONFIG, None, WHOLE)
 
 
 @pytest.fixture

@@ -184,10 +184,10 @@ PLUGIN = (
         f"{_SCHEDULER_TESTS}::test_end_of_a_grammar_is_the_clients_error",
     ),
     Mistake(
-        "arguments: pipeline stages are let through",
-        f"{_PLUGIN}/argument_table/parallel.py",
-        'refused("pp_size", (1,),',
-        'refused("pp_size", (1, 2),',
+        "arguments: more pipeline stages than layers are let through",
+        "sala_sglang/models/pipeline.py",
+        "if not 1 <= stages <= layers:",
+        "if not 1 <= stages <= layers + 1:",
         f"{_ARGUMENT_TESTS}::test_arguments_that_cannot_be_served_are_refused",
     ),
     Mistake(

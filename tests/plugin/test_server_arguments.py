@@ -18,7 +18,7 @@ PUBLISHED = (
 REFUSED = {
     "--attention-backend triton": "'sala'",
     "--page-size 16": "64",
-    "--pp-size 2": "1",
+    "--pp-size 7": "1 to 6, the layers",
     "--tp-size 3": "1, 2, 4 (",
     "--attn-cp-size 2 --tp-size 2": "1",
     "--dcp-size 2 --tp-size 2": "1",
