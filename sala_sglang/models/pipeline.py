@@ -14,9 +14,10 @@ from itertools import accumulate
 from sala_sglang.config import SPARSE, SALAConfig
 from sala_sglang.environment import LAYER_PARTITION
 
-# What a layer takes in prefill, against a lightning layer: chunks of 8,192 tokens at a depth of 131,072, on an H100, as
-# benchmarks/serving/pipeline_times.py finds from measured kernels.
-LIGHTNING_COST, SPARSE_COST, LAST_COST = 1.0, 2.0, 0.1
+# What a layer takes in prefill, against a lightning layer: a chunk of 8,192 tokens after 262,144, the middle of the
+# longest released context, on an H100, as benchmarks/serving/pipeline_times.py computes from measured kernels.
+COST_DEPTH_TOKENS = 262_144
+LIGHTNING_COST, SPARSE_COST, LAST_COST = 1.0, 2.2, 0.1
 
 
 @dataclass(frozen=True)
