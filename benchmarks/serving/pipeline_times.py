@@ -30,7 +30,7 @@ LINK_BYTES_PER_MS = 300e6  # assumed for NVLink, one way
 # Groups of the profile that grow with the matrices, and those that only layers of one kind have.
 PRODUCTS, OF_LIGHTNING, OF_SPARSE = "matrix products", ("lightning",), ("sparse_attention", "compress_keys")
 SELECTION, WHOLE = "select_blocks", ("busy", "idle")
-COLUMNS = "prompt_tokens", "chunk_tokens", "tp", "stages", "partition", "ttft_s", "against_one_gpu"
+COLUMNS = "prompt_tokens", "chunk_tokens", "tp", "pp", "partition", "ttft_s", "against_one_gpu"
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def two_ranks_share() -> float:
     """Time to the first token after 131,072 tokens with two tensor-parallel GPUs against one, as measured."""
     with RANKS.open() as file:
         rows = [row for row in csv.DictReader(file) if row["prompt_tokens"] == "131072" and row["ttft_s"]]
+    rows = [row for row in rows if row["pp"] == "1"]
     one, two = (next(float(row["ttft_s"]) for row in reversed(rows) if row["tp"] == tp) for tp in "12")
     return two / one
 

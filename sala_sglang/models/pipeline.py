@@ -49,13 +49,19 @@ class Stage:
 
 
 def this_stage(config: SALAConfig) -> Stage:
-    """The stage of this process, as SGLang's pools divide the layers too."""
-    from sglang.srt.distributed.utils import get_pp_indices
+    """The stage of this process."""
     from sglang.srt.runtime_context import get_parallel
 
-    parallel, layers = get_parallel(), config.num_hidden_layers
-    begin, end = get_pp_indices(layers, parallel.pp_rank, parallel.pp_size)
-    return Stage(begin, end, layers)
+    parallel = get_parallel()
+    return Stage(*_bounds(config, parallel.pp_rank, parallel.pp_size), config.num_hidden_layers)
+
+
+def _bounds(config: SALAConfig, stage: int, stages: int) -> tuple[int, int]:
+    """The first layer of a stage and the one behind its last, as SGLang's pools divide the layers too."""
+    from sglang.srt.distributed.utils import get_pp_indices
+
+    begin, end = get_pp_indices(config.num_hidden_layers, stage, stages)
+    return begin, end
 
 
 def divide_layers(config: SALAConfig, stages: int) -> None:
@@ -82,6 +88,18 @@ def divide_layers(config: SALAConfig, stages: int) -> None:
             f"{LAYER_PARTITION} = {given!r} is not possible; allowed: {stages} positive numbers with commas between "
             f"them, one for each of pp_size = {stages} stages, with the sum {layers}, the layers"
         )
+
+
+def check_both_kinds(config: SALAConfig, stages: int) -> None:
+    """Raise ValueError for a stage without sparse or without lightning layers; ``divide_layers`` has been called."""
+    for stage in range(stages):
+        begin, end = _bounds(config, stage, stages)
+        if len(set(config.layer_kinds[begin:end])) < 2:
+            raise ValueError(
+                f"MiniCPM-SALA: enable_hierarchical_cache is not supported with pp_size = {stages} stages of "
+                f"{os.environ[LAYER_PARTITION]} layers (stage {stage} has layers of one kind, and so no pages or no "
+                f"states to copy); allowed: a {LAYER_PARTITION} with layers of both kinds on every stage"
+            )
 
 
 _written: set[str] = set()  # by this process, which may start another engine with another number of stages

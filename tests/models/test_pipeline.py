@@ -9,7 +9,7 @@ from sglang.srt.distributed.utils import get_pp_indices
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import LIGHTNING, SPARSE, SALAConfig
 from sala_sglang.environment import LAYER_PARTITION
-from sala_sglang.models.pipeline import Stage, default_partition, divide_layers, layer_costs
+from sala_sglang.models.pipeline import Stage, check_both_kinds, default_partition, divide_layers, layer_costs
 
 RELEASED = SALAConfig()
 
@@ -90,3 +90,14 @@ def test_every_tensor_belongs_to_one_stage(stages):
     assert owners["model.embed_tokens.weight"] == [parts[0]]
     assert owners["model.norm.weight"] == owners["lm_head.weight"] == [parts[-1]]
     assert owners["model.layers.5.mlp.up_proj.weight"] == [parts[-1]]
+
+
+def test_stages_with_layers_of_one_kind_are_found(monkeypatch):
+    monkeypatch.setenv(LAYER_PARTITION, "16,16")
+    check_both_kinds(RELEASED, 2)
+    monkeypatch.delenv(LAYER_PARTITION)
+    divide_layers(RELEASED, 8)
+    with pytest.raises(
+        ValueError, match=r"pp_size = 8 stages of 4,5,4,4,4,3,5,3 layers \(stage 1 has layers of one kind"
+    ):
+        check_both_kinds(RELEASED, 8)
