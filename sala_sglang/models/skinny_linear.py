@@ -8,6 +8,7 @@ from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+from sglang.srt.layers.utils import PPMissingLayer
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec
 from torch import nn
@@ -37,8 +38,8 @@ def use_skinny_linear(model: LanguageModel) -> None:
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
             module.quant_method = SkinnyLinearMethod()
-    if not isinstance(model.lm_head, ParallelLMHead):
-        return  # a pipeline stage without the head
+    if isinstance(model.lm_head, PPMissingLayer):
+        return  # it is on another pipeline stage
     processor = model.logits_processor
     wide = processor.use_fp32_lm_head or processor.use_fp32_lm_head_output
     if type(model.lm_head.quant_method) is UnquantizedEmbeddingMethod and not wide:
