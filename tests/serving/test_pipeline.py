@@ -63,13 +63,8 @@ def test_answers_are_those_of_one_stage(server, of_one_stage, nothing_leaks):
     assert whole_answers(server) == of_one_stage
 
 
-def test_streams_and_embeddings(server, tiny_checkpoint, nothing_leaks):
-    prompt = prompt_of(100)
-    whole = complete(server.client, prompt, 6)
-    assert stream(server.client, prompt, 6) == whole
-    table = Oracle(tiny_checkpoint).model.get_input_embeddings().weight
-    answer, _ = generate(server, table[prompt].tolist(), 6)
-    assert answer.tokens == whole.tokens
+def test_a_stream_is_the_whole_answer(server, nothing_leaks):
+    assert stream(server.client, prompt_of(100), 6) == complete(server.client, prompt_of(100), 6)
 
 
 def test_prefix_cache(server, oracle, nothing_leaks):
