@@ -20,6 +20,10 @@ FORCE_DENSE = "SGLANG_MINICPM_FORCE_DENSE"
 SNAPSHOT_SPACING = "SALA_SNAPSHOT_SPACING"
 DEFAULT_SNAPSHOT_SPACING = 8192
 
+# Unset: models/pipeline.py says which layers pipeline stages have. Otherwise the number of layers of every stage, with
+# commas between them. The name is SGLang's own.
+LAYER_PARTITION = "SGLANG_PP_LAYER_PARTITION"
+
 # Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
 STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 
@@ -72,6 +76,7 @@ def shared() -> dict[str, str]:
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
         OWN_PRODUCTS: ",".join(sorted(own_products())),
+        LAYER_PARTITION: os.environ.get(LAYER_PARTITION, ""),
     }
 
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import random
 import re
@@ -106,7 +107,10 @@ class Server:
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
-        ranks, fronts = (given_number(arguments, name) for name in ("--tp-size", "--tokenizer-worker-num"))
+        fronts, *sizes = (
+            given_number(arguments, name) for name in ("--tokenizer-worker-num", "--tp-size", "--pp-size")
+        )
+        ranks = math.prod(sizes)
         self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))

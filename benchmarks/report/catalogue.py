@@ -17,7 +17,7 @@ FIRST_BY_COMMIT = replace(
     key=("commit", "prompt_tokens"),
 )
 AT_ONCE = Column("at_once", "requests at once")
-TP = Column("tp", "GPUs")
+SIZE = Column("size", "")
 GROUP = Column("group", "")
 STEP = replace(serving.STEPS, prepare=prepare.groups_of_steps)
 SAMPLES = replace(serving.CLOCKS, prepare=prepare.samples, shapes=serving.SHAPES)
@@ -91,12 +91,10 @@ SECTIONS: dict[str, tuple[Plot, ...]] = {
     ),
     "Several GPUs, the prefix cache, adapters, memory": (
         Plot("Time to first token by number of GPUs", replace(serving.RANKS, where={"measured": one_of("one request")}),
-             Column("prompt_tokens", "tokens of the prompt"), Column("ttft_s", "seconds"), TP, "bars",
-             label=prepare.gpus),
+             Column("prompt_tokens", "tokens of the prompt"), Column("ttft_s", "seconds"), SIZE, "bars"),
         Plot("Time per further token of a batch by number of GPUs",
              replace(serving.RANKS, where={"measured": one_of("batch")}),
-             Column("requests", "requests of 8,192 tokens"), Column("decode_ms_per_token", "ms"), TP, "bars",
-             label=prepare.gpus),
+             Column("requests", "requests of 8,192 tokens"), Column("decode_ms_per_token", "ms"), SIZE, "bars"),
         Plot("Time to first token of two questions over one document",
              replace(serving.PREFIX_CACHE, where={"measured": one_of("first question", "second question")}),
              Column("measured", ""), Column("ttft_s", "seconds"), None, "bars"),

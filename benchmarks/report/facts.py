@@ -78,6 +78,7 @@ def spread(before: str, after: str) -> Callable[[list[Row]], str | None]:
 
 PLUGIN, STOCK = {"engine": one_of("plugin")}, {"engine": one_of("stock-dense")}
 USUAL = {"weights": one_of("random weights, of usual size")}
+ONE_STAGE = {"pp": one_of("1")}
 FACTS = {
     "model card": Fact(serving.SIDE_BY_SIDE, model_card),
     "first token beside stock": Fact(serving.SPEED, times("ttft_s", PLUGIN | USUAL, STOCK | USUAL)),
@@ -87,6 +88,6 @@ FACTS = {
         times("ttft_s", {"measured": one_of("second question")}, {"measured": one_of("first question")}),
     ),
     "throughput with the cache": Fact(serving.PREFIX_CACHE, cache_share),
-    "two GPUs": Fact(serving.RANKS, times("ttft_s", {"tp": one_of("2")}, {"tp": one_of("1")})),
+    "two GPUs": Fact(serving.RANKS, times("ttft_s", ONE_STAGE | {"tp": one_of("2")}, ONE_STAGE | {"tp": one_of("1")})),
     "regrouped operators": Fact(history.REGROUPED, spread("a0e3fef", "1120ddb")),
 }

@@ -180,5 +180,11 @@ def rank(number: str) -> str:
     return f"rank {number}"
 
 
-def gpus(number: str) -> str:
-    return f"{number} GPU" + ("s" if number != "1" else "")
+def ranks_and_stages(rows: list[Row]) -> list[Row]:
+    """Rows with ``size``, what the GPUs of a row do together."""
+    names = {("1", "1"): "1 GPU"}
+    for row in rows:
+        tp, pp = row["tp"], row["pp"]
+        parts = [f"{kind} {number}" for kind, number in (("TP", tp), ("PP", pp)) if number != "1"]
+        names.setdefault((tp, pp), " × ".join(parts))
+    return [row | {"size": names[row["tp"], row["pp"]]} for row in rows]

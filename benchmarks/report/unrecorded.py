@@ -37,5 +37,10 @@ UNRECORDED: tuple[tuple[str, Where, Mapping[str, str]], ...] = (
     ("evaluation/fp8_kv.csv", {}, ON_CPU),
     ("training/sala_tiny_blocks.csv", {}, SALA_TINY),
     ("training/optimizers.csv", {}, {"weights": "sala-tiny in training"}),
+    (
+        "serving/pipeline_times.csv",
+        {},
+        {"gpu": "no GPU, computed from kernels of one H100", "weights": "random weights"},
+    ),
     ("serving/capacity.csv", {}, {"gpu": "no GPU, computed from shapes", "weights": "full size"}),
 )

@@ -1,13 +1,14 @@
 """The same model on one GPU and on several: whether the answers agree, and how much faster they come, as CSV rows.
 
     sala-sglang make-checkpoint --preset full --out DIR
-    python -m benchmarks.serving.tensor_parallel --model DIR --tp 1 2 \\
+    python -m benchmarks.serving.tensor_parallel --model DIR --sizes 1 2 1x2 \\
         --output benchmarks/results/serving/tensor_parallel.csv
 
-Each size runs in a process of its own, one after the other, from the root of the repository. Fixed random prompts are
-continued greedily, and tokens and log-probabilities compared with those of the first size. Then, as medians over the
-repetitions after one warm-up: time to first token and milliseconds per further token for one request at a time, and
-milliseconds per token of a batch while all of its requests generate. A table of both ends the run.
+A size is a number of tensor-parallel ranks, or TPxPP with so many pipeline stages of them. Each size runs in a process
+of its own, one after the other, from the root of the repository. Fixed random prompts are continued greedily, and
+tokens and log-probabilities compared with those of the first size. Then, as medians over the repetitions after one
+warm-up: time to first token and milliseconds per further token for one request at a time, and milliseconds per token of
+a batch while all of its requests generate. A table of both ends the run.
 
 DIR needs weights: SGLang's dummy ones are drawn for every rank by itself and would make another model of every size.
 In bfloat16 another order of sums may decide between two almost equal tokens, and then all that follow differ.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,10 +35,11 @@ from benchmarks.serving import speed
 if TYPE_CHECKING:  # imported where an engine runs
     from sglang import Engine
 
+SIZE = re.compile(r"[1-9]\d*(x[1-9]\d*)?")
 OPTIONS = speed.SHARED_OPTIONS | {"load_format": "auto"}
 # fmt: off
 COLUMNS = (
-    "date", "tp", "measured", "requests", "prompt_tokens", "new_tokens", "repetitions", "ttft_s",
+    "date", "tp", "pp", "measured", "requests", "prompt_tokens", "new_tokens", "repetitions", "ttft_s",
     "decode_ms_per_token", "equal_tokens", "max_logprob_difference", "peak_memory_mib", "gpu", "driver", "torch",
     "sglang", "triton", "python", "commit", "dtype", "weights", "shapes", "options",
 )
@@ -52,7 +55,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     lengths = speed.positive_integers
     parser.add_argument("--model", required=True, type=Path, help="directory with a config.json and weights")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
-    parser.add_argument("--tp", type=int, nargs="+", default=[1, 2], help="tensor-parallel sizes (default: 1 2)")
+    parser.add_argument("--sizes", nargs="+", default=["1", "2"], help="sizes, as 2 or 2x4 (default: 1 2)")
     parser.add_argument(
         "--answer-lengths",
         type=lengths,
@@ -68,7 +71,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3, help="measured requests of each kind (default: 3)")
     parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
     add_engine_options(parser)
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # the size that this process measures
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the size that this process measures
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)  # where it writes Results as JSON
     arguments = parser.parse_args(words)
     check(parser, arguments)
@@ -78,8 +81,10 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the process with an error that names argument, value and what is allowed."""
     check_least(parser, arguments, {"batch_length": 1, "new_tokens": 2, "repetitions": 1})
-    if min(arguments.tp) < 1 or len(set(arguments.tp)) < len(arguments.tp):
-        parser.error(f"--tp is {arguments.tp}; allowed: different positive integers")
+    if not all(map(SIZE.fullmatch, arguments.sizes)) or len(set(arguments.sizes)) < len(arguments.sizes):
+        parser.error(
+            f"--sizes is {arguments.sizes}; allowed: different numbers of GPUs, or of those and stages, as 2x4"
+        )
     if not (arguments.model / "config.json").is_file() or not list(arguments.model.glob("*.safetensors")):
         parser.error(f"--model is {arguments.model}; allowed: a directory with config.json and *.safetensors")
 
@@ -91,23 +96,23 @@ def main() -> int:
         return 0
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        for tp in arguments.tp:
-            file = Path(folder, f"{tp}.json")
-            if run_worker(tp, file, arguments.commit):
-                print(f"failed: tp {tp}", file=sys.stderr)
+        for size in arguments.sizes:
+            file = Path(folder, f"{size}.json")
+            if run_worker(size, file, arguments.commit):
+                print(f"failed: {size}", file=sys.stderr)
                 return 1
-            results[tp] = json.loads(file.read_text())
+            results[size] = json.loads(file.read_text())
     for row in compared_answers(results):
         results_file.record(arguments.output, row, COLUMNS)
     print(table(results))
     return 0
 
 
-def run_worker(tp: int, file: Path, commit: str) -> int:
+def run_worker(size: str, file: Path, commit: str) -> int:
     """Measure one size in a process of its own; its exit code."""
     command = [sys.executable, "-m", "benchmarks.serving.tensor_parallel", *sys.argv[1:], "--commit", commit]
     environment = os.environ | {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
-    return subprocess.run([*command, "--worker", str(tp), "--results", str(file)], env=environment).returncode
+    return subprocess.run([*command, "--worker", size, "--results", str(file)], env=environment).returncode
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -116,9 +121,11 @@ def measure(arguments: argparse.Namespace) -> None:
 
     config = json.loads((arguments.model / "config.json").read_text())
     longest = max(*arguments.lengths, *arguments.answer_lengths, arguments.batch_length) + arguments.new_tokens
-    options = OPTIONS | {"context_length": longest + 64, "tp_size": arguments.worker, "device": arguments.device}
-    options |= arguments.engine_options
-    common = {"tp": arguments.worker, "new_tokens": arguments.new_tokens, **results_file.surroundings(arguments)}
+    ranks, _, stages = arguments.worker.partition("x")
+    sizes = {"tp": int(ranks), "pp": int(stages or 1)}
+    options = OPTIONS | {"context_length": longest + 64, "device": arguments.device}
+    options |= {f"{name}_size": number for name, number in sizes.items()} | arguments.engine_options
+    common = {**sizes, "new_tokens": arguments.new_tokens, **results_file.surroundings(arguments)}
     common |= {"dtype": options.get("dtype") or config.get("dtype"), "weights": arguments.weights}
     common |= {"shapes": " ".join(f"{name}={config[name]}" for name in SHAPES)}
     common |= {"options": json.dumps(options, sort_keys=True)}
@@ -154,7 +161,7 @@ def timed(engine: Engine, config: dict, arguments: argparse.Namespace) -> Iterat
         yield {"measured": "batch", **speed.measure_batch(engine, config, size, arguments)}
 
 
-def compared_answers(results: dict[int, dict]) -> list[dict]:
+def compared_answers(results: dict[str, dict]) -> list[dict]:
     """A row for every answer of every size but the first, which the others are compared with."""
     first, *others = results.values()
     return [
@@ -179,10 +186,10 @@ def compare(expected: dict, given: dict) -> dict:
     }
 
 
-def table(results: dict[int, dict]) -> str:
+def table(results: dict[str, dict]) -> str:
     """Markdown: a row per size, a column per timing."""
     first = next(iter(results.values()))["timings"]
-    titles = ["tp"]
+    titles = ["size"]
     for row in first:
         if row["measured"] == "one request":
             titles += [f"TTFT at {row['prompt_tokens']} s", f"decode at {row['prompt_tokens']} ms/token"]

@@ -26,9 +26,9 @@ class LightningBackend(MambaAttnBackendBase):
         shard = geometry.log_decay().chunk(parallel.attn_tp_size)[parallel.attn_tp_rank]
         self.log_decay = shard.to(runner.device)
         self.plan: StatePlan
-        if self.log_decay.is_cuda:
-            first = runner.model_config.hf_config.lightning_layer_ids[0]
-            states = self.req_to_token_pool.mamba2_layer_cache(first).temporal
+        layers = self.req_to_token_pool.mamba_map  # those of this pipeline stage
+        if self.log_decay.is_cuda and layers:
+            states = self.req_to_token_pool.mamba2_layer_cache(min(layers)).temporal
             compile_lightning(states, self.log_decay, runner.model_config.dtype)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:

@@ -34,14 +34,15 @@ class SparseBackend(AttentionBackend):
         self.dense_len = dense_len_tokens(config)
         self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
         self.plan: PagedBatch
-        if torch.device(runner.device).type == "cuda":
-            self._compile(config)
+        layers = self.token_to_kv_pool.full_attention_layer_id_mapping  # those of this pipeline stage
+        if torch.device(runner.device).type == "cuda" and layers:
+            self._compile(config, min(layers))
 
-    def _compile(self, config: SALAConfig) -> None:
+    def _compile(self, config: SALAConfig, layer: int) -> None:
         kv_heads = self.token_to_kv_pool.full_kv_pool.head_num
         attending = config.num_attention_heads // get_parallel().attn_tp_size
         compile_sparse(
-            *layer_buffers(self.token_to_kv_pool, config.full_attention_layer_ids[0]),
+            *layer_buffers(self.token_to_kv_pool, layer),
             self.req_to_token_pool.req_to_token,
             self.geometry,
             (kv_heads * self.heads_per_group, attending),

@@ -10,6 +10,7 @@ from torch import nn
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import SALAConfig
 from sala_sglang.models.merged_projections import copy_kv_heads, kv_copies, merged_runs
+from sala_sglang.models.pipeline import Stage
 from sala_sglang.quantization.kv_scales import place_scale, scale_names
 from sala_sglang.quantization.placement import Part, place
 from sala_sglang.quantization.plan import WEIGHT, Expected, QuantizationPlan, is_split_by_inputs, some
@@ -20,12 +21,12 @@ class WeightLoader:
     """Places tensors by their released names.
 
     The first load must fill every parameter of the model; later ones (weight updates of a running server) may bring
-    any part. plan: of a quantised checkpoint. complete: whether the parameters have been filled, here or by a loader of
-    SGLang that writes them itself.
+    any part. plan: of a quantised checkpoint. stage: what of the model is here; tensors of other stages are left out.
+    complete: whether the parameters have been filled, here or by a loader of SGLang that writes them itself.
     """
 
-    def __init__(self, config: SALAConfig, plan: QuantizationPlan | None = None) -> None:
-        self.config = config
+    def __init__(self, config: SALAConfig, plan: QuantizationPlan | None, stage: Stage) -> None:
+        self.config, self.stage = config, stage
         self.shapes = tensor_shapes(config)
         self.schemes: dict[str, Scheme] = plan.schemes if plan else {}
         self.expected = plan.tensors() if plan else {name: Expected((), shape) for name, shape in self.shapes.items()}
@@ -47,19 +48,22 @@ class WeightLoader:
             if name in seen:
                 raise ValueError(f"the checkpoint has {name} twice")
             seen.add(name)
+            if name not in self.expected and name not in self.kv_scales:
+                raise ValueError(f"the checkpoint has an unknown tensor: {name}")
+            if not self.stage.has_tensor(name):
+                continue
             if name in self.kv_scales:
                 ranks, rank = get_parallel().attn_tp_size, get_parallel().attn_tp_rank
                 place_scale(dict(model.named_modules()), self.config, name, tensor, rank, ranks)
                 continue
-            if name not in self.expected:
-                raise ValueError(f"the checkpoint has an unknown tensor: {name}")
             linear, suffix = name.rsplit(".", 1)
             if linear in self.schemes:
                 filled.add(self._place_quantised(parameters, linear, suffix, tensor, filled))
             else:
                 filled.add(self._place(parameters, name, tensor))
         if not self.complete:
-            self._check_all(parameters.keys() - filled, self.expected.keys() - seen)
+            expected = {name for name in self.expected if self.stage.has_tensor(name)}
+            self._check_all(parameters.keys() - filled, expected - seen)
         self.complete = True
 
     def _check_all(self, unfilled: set[str], missing: set[str]) -> None:

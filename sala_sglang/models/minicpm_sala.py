@@ -1,6 +1,7 @@
 """MiniCPM-SALA for SGLang. Formulas and rounding follow the released modelling code."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import cast
 
 import torch
@@ -16,8 +17,9 @@ from sglang.srt.layers.linear import RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.utils import PPMissingLayer
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
 from sglang.srt.model_loader.weight_utils import sharded_weight_loader
 from sglang.srt.runtime_context import get_lora, get_parallel
 from sglang.srt.utils import add_prefix, set_weight_attrs
@@ -28,6 +30,7 @@ from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.models.lora import LoRATargets
 from sala_sglang.models.merged_projections import qkvg_widths
+from sala_sglang.models.pipeline import Stage, this_stage
 from sala_sglang.models.projections import MergedProjections, plan_of
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.models.skinny_linear import as_input, takes_float8, use_skinny_linear
@@ -35,6 +38,8 @@ from sala_sglang.quantization.kv_scales import add_kv_scales
 
 # SGLang's own all-reduce for NVLink takes multiples of 16 bytes; anything else goes to NCCL, which is slower.
 REDUCED_ROWS = 4
+# What a pipeline stage hands on, by the names that SGLang has for it: branch and residual stream.
+HANDED_ON = ("hidden_states", "residual")
 
 
 class MLP(MergedProjections):
@@ -223,17 +228,24 @@ class DecoderLayer(nn.Module):
 
 
 class MiniCPMSALAModel(nn.Module):
-    def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+    """The decoder layers of a pipeline stage, with the embedding on the first and the norm on the last."""
+
+    def __init__(self, config: SALAConfig, stage: Stage, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
-        self.config = config
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
+        self.config, self.stage = config, stage
+        self.embed_tokens = (
+            VocabParallelEmbedding(config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix))
+            if stage.is_first
+            else PPMissingLayer()
         )
+        # Layers keep their place in the whole model, by which SGLang and checkpoints know them.
         self.layers = nn.ModuleList(
             DecoderLayer(config, i, quant_config, add_prefix(f"layers.{i}", prefix))
+            if stage.has_layer(i)
+            else PPMissingLayer()
             for i in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if stage.is_last else PPMissingLayer()
 
     def forward(
         self,
@@ -242,19 +254,36 @@ class MiniCPMSALAModel(nn.Module):
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Normed hidden states [T, hidden_size], or of ``rows`` [B] alone, the last of every request."""
-        # Embeddings from a request arrive in bfloat16, whatever the model's dtype.
-        branch = self.embed_tokens(input_ids) if input_embeds is None else input_embeds.to(self.norm.weight.dtype)
-        if forward_batch.forward_mode.is_idle():
-            return branch  # no rows: nothing to compute, and no backend has a plan
-        # The scaled embedding joins an empty residual stream.
-        hidden, scale = torch.zeros_like(branch), self.config.scale_emb
-        for layer in self.layers:
+        pp_proxy_tensors: PPProxyTensors | None = None,
+    ) -> torch.Tensor | PPProxyTensors:
+        """Normed hidden states [T, hidden_size], or of ``rows`` [B] alone, the last of every request.
+
+        pp_proxy_tensors: branch and residual stream [T, hidden_size] from the stage before. A stage that is not the
+        last returns its own, for all rows.
+        """
+        config, layers = self.config, islice(self.layers, self.stage.begin, self.stage.end)
+        if self.stage.is_first:
+            branch = self.embed_tokens(input_ids) if input_embeds is None else self._given(input_embeds)
+            # The scaled embedding joins an empty residual stream.
+            hidden, scale = torch.zeros_like(branch), config.scale_emb
+        else:
+            assert pp_proxy_tensors is not None
+            branch, hidden = (pp_proxy_tensors[name] for name in HANDED_ON)
+            scale = config.residual_scale
+        idle = forward_batch.forward_mode.is_idle()  # no rows: nothing to compute, and no backend has a plan
+        for layer in () if idle else layers:
             needed = rows if layer is self.layers[-1] else None
             branch, hidden = layer(branch, hidden, scale, positions, forward_batch, needed)
-            scale = self.config.residual_scale
-        return cast(torch.Tensor, scaled_add_norm(branch, hidden, scale, self.norm.weight, self.config.rms_norm_eps)[0])
+            scale = config.residual_scale
+        if not self.stage.is_last:
+            return PPProxyTensors(dict(zip(HANDED_ON, (branch, hidden), strict=True)))
+        if idle:
+            return branch
+        return cast(torch.Tensor, scaled_add_norm(branch, hidden, scale, self.norm.weight, config.rms_norm_eps)[0])
+
+    def _given(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings from a request, which arrive in bfloat16, in the model's dtype."""
+        return embeddings.to(self.embed_tokens.weight.dtype)
 
 
 class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
@@ -265,10 +294,16 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
         check_tensor_parallel(config, get_parallel().attn_tp_size)
         self.config = config
         self.quant_config = quant_config
-        self.model = MiniCPMSALAModel(config, quant_config, add_prefix("model", prefix))
-        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
+        stage = this_stage(config)
+        self.start_layer, self.end_layer = stage.begin, stage.end  # SGLang's pools have these layers alone
+        self.model = MiniCPMSALAModel(config, stage, quant_config, add_prefix("model", prefix))
+        self.lm_head = (
+            ParallelLMHead(config.vocab_size, config.hidden_size, prefix=add_prefix("lm_head", prefix))
+            if stage.is_last
+            else PPMissingLayer()
+        )
         self.logits_processor = LogitsProcessor(config)
-        self.weight_loader = WeightLoader(config, plan_of(quant_config))
+        self.weight_loader = WeightLoader(config, plan_of(quant_config), stage)
         self.with_lora = bool(get_lora().enable_lora)
         use_skinny_linear(self)
 
@@ -279,10 +314,13 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         input_embeds: torch.Tensor | None = None,
-    ) -> LogitsProcessorOutput:
+        pp_proxy_tensors: PPProxyTensors | None = None,
+    ) -> LogitsProcessorOutput | PPProxyTensors:
+        if not self.model.stage.is_last:
+            return self.model(input_ids, positions, forward_batch, input_embeds, None, pp_proxy_tensors)
         # Layers with LoRA know which rows are whose for the whole step alone.
         rows, logits_metadata = (None, forward_batch) if self.with_lora else last_rows(forward_batch, len(positions))
-        hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows)
+        hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows, pp_proxy_tensors)
         hidden = hidden / self.config.logit_divisor
         return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata)
 

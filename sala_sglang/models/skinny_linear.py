@@ -11,6 +11,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+from sglang.srt.layers.utils import PPMissingLayer
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec, get_lora
 from torch import nn
@@ -52,6 +53,8 @@ def use_skinny_linear(model: LanguageModel) -> None:
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
             module.quant_method = SkinnyLinearMethod()
+    if isinstance(model.lm_head, PPMissingLayer):
+        return  # it is on another pipeline stage
     processor = model.logits_processor
     wide = processor.use_fp32_lm_head or processor.use_fp32_lm_head_output
     if type(model.lm_head.quant_method) is UnquantizedEmbeddingMethod and not wide:

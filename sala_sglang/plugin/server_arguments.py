@@ -15,6 +15,7 @@ from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
+from sala_sglang.models.pipeline import check_both_kinds, divide_layers
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.plugin import cpu, hierarchical_cache, quantization
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
@@ -104,6 +105,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     check_hooks()
     check_config(server_args, config)
     check_arguments(server_args, config, model)
+    divide_stages(config, *(resolution_result(server_args, name) for name in ("pp_size", "enable_hierarchical_cache")))
     warn_without_effect(server_args)
     environment.dense_len_tokens(config)
     environment.snapshot_spacing_tokens()
@@ -163,6 +165,13 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
         raise ValueError(
             f"MiniCPM-SALA: page_size = {found('page_size')} is not supported; allowed: {block}, the sparse block"
         )
+
+
+def divide_stages(config: SALAConfig, stages: int, with_host: bool) -> None:
+    """Divide the layers over pipeline stages; with_host: pages and states of every one are copied to host memory."""
+    divide_layers(config, stages)
+    if with_host and stages > 1:
+        check_both_kinds(config, stages)
 
 
 def check_limits(found: Callable[[str], Any], limits: Iterable[tuple[str, tuple, str]]) -> None:

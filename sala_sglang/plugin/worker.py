@@ -28,13 +28,15 @@ def prepare_worker(config: SALAConfig) -> None:
     if "worker" in _done:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.runtime_context import get_lora, get_memory
+    from sglang.srt.runtime_context import get_lora, get_memory, get_parallel
 
     check_resolution()
     check_ranks_agree()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)
+    if get_parallel().pp_size > 1:
+        hook_around(STAGE_HOOKS)
     if get_lora().enable_lora:
         hook_around(lora.HOOKS)
         if cpu.without_cuda():
@@ -141,7 +143,22 @@ def add_compressed_keys(result: int, configurator: Any, kvc: Any, num_layers: in
     return result + geometry.compressed_bytes_per_token(num_layers, kv_heads, config.head_dim, itemsize)
 
 
+def refuse_update_group(original: Callable, updater: Any, *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    """The answer of a pipeline stage to a trainer that would send weights over a group of processes."""
+    return False, (
+        "MiniCPM-SALA: weights over a process group are not supported with pipeline stages (SGLang gives ranks of two "
+        "stages the same number in it, and they would wait for ever); allowed: /update_weights_from_disk and "
+        "/update_weights_from_tensor"
+    )
+
+
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
+# SGLang's functions, and what runs around them with several pipeline stages.
+STAGE_HOOKS: dict[str, Callable] = {
+    "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater.init_weights_update_group": (
+        refuse_update_group
+    ),
+}
 # SGLang's functions and what runs after them.
 POOL_HOOKS: dict[str, Callable] = {
     f"{_CONFIGURATOR}._hybrid_full_attention_pool_class": choose_pool_class,

@@ -15,8 +15,8 @@ from benchmarks.serving.tensor_parallel import COLUMNS, compare, compared_answer
 from testing.server import ANSWER_SECONDS
 
 RESULTS = {
-    tp: {
-        "common": {"tp": tp, "gpu": "none"},
+    str(tp): {
+        "common": {"tp": tp, "pp": 1, "gpu": "none"},
         "answers": [{"prompt_tokens": 9, "tokens": [1, 2, 3], "logprobs": [-1.0, -1.5, -0.5 - tp]}],
         "timings": [
             {"measured": "one request", "prompt_tokens": 64, "ttft_s": 4.0 / tp, "decode_ms_per_token": 8.0 / tp},
@@ -60,21 +60,22 @@ def test_every_further_size_is_compared_with_the_first():
 
 def test_table_has_a_row_per_size():
     title, _, one, two = table(RESULTS).splitlines()
-    assert title == "| tp | TTFT at 64 s | decode at 64 ms/token | decode of 32 ms/token |"
+    assert title == "| size | TTFT at 64 s | decode at 64 ms/token | decode of 32 ms/token |"
     assert one == "| 1 | 4.0 | 8.0 | 16.0 |"
     assert two == "| 2 | 2.0 | 4.0 | 8.0 |"
 
 
 def test_defaults_are_the_released_model_on_one_and_two_gpus(tiny_checkpoint):
     arguments = parse_arguments(["--model", str(tiny_checkpoint), "--output", "x.csv"])
-    assert (arguments.tp, arguments.lengths, arguments.batches) == ([1, 2], [32768, 131072], [1, 32])
+    assert (arguments.sizes, arguments.lengths, arguments.batches) == (["1", "2"], [32768, 131072], [1, 32])
 
 
 @pytest.mark.parametrize(
     "words, error",
     [
-        ("--tp 2 2", "--tp is [2, 2]; allowed: different positive integers"),
-        ("--tp 0 2", "--tp is [0, 2]; allowed: different positive integers"),
+        ("--sizes 2 2", "--sizes is ['2', '2']; allowed: different numbers of GPUs"),
+        ("--sizes 0 2", "--sizes is ['0', '2']; allowed: different numbers of GPUs"),
+        ("--sizes 1 2x", "--sizes is ['1', '2x']; allowed: different numbers of GPUs"),
         ("--new-tokens 1", "--new-tokens is 1; allowed: 2 or more"),
         ("--batches 0", "'0' is not possible; allowed: positive integers"),
         ("--model tests", "--model is tests; allowed: a directory with config.json and *.safetensors"),

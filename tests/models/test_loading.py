@@ -11,8 +11,10 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.models import loading, minicpm_sala
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.models.merged_projections import merged_parts
+from sala_sglang.models.pipeline import Stage
 
 CONFIG = SALAConfig(**TINY_CONFIG)
+WHOLE = Stage(0, CONFIG.num_hidden_layers, CONFIG.num_hidden_layers)
 GATE_UP = "model.layers.0.mlp.gate_up_proj.weight"
 GATE, UP = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
 
@@ -57,7 +59,7 @@ def one_rank(monkeypatch):
 
 @pytest.fixture
 def loader() -> WeightLoader:
-    return WeightLoader(CONFIG)
+    return WeightLoader(CONFIG, None, WHOLE)
 
 
 @pytest.fixture
@@ -118,3 +120,22 @@ def test_parts_may_follow_parameters_that_sglang_filled_itself(loader, weights):
     model = Model()
     loader.load(model, [(UP, weights[UP])])
     assert torch.equal(model.parameters[GATE_UP][-len(weights[UP]) :], weights[UP])
+
+
+@pytest.mark.parametrize("stage", [Stage(0, 2, 6), Stage(2, 5, 6), Stage(5, 6, 6)], ids=["first", "middle", "last"])
+def test_a_pipeline_stage_takes_its_own_tensors(weights, stage):
+    model = Model()
+    model.parameters = {name: one for name, one in model.parameters.items() if stage.has_tensor(name)}
+    own = next(name for name in reversed(weights) if stage.has_tensor(name))
+    others = next(name for name in weights if not stage.has_tensor(name))
+    del weights[others]
+    with pytest.raises(ValueError, match=f"the checkpoint lacks 1 tensors: {own}"):
+        WeightLoader(CONFIG, None, stage).load(model, [(name, one) for name, one in weights.items() if name != own])
+    WeightLoader(CONFIG, None, stage).load(model, weights.items())
+    assert not any(parameter.isnan().any() for parameter in model.parameters.values())
+
+
+def test_a_pipeline_stage_refuses_what_no_stage_has(weights):
+    stage = Stage(0, 2, 6)
+    with pytest.raises(ValueError, match=r"unknown tensor: model.layers.6.mlp"):
+        WeightLoader(CONFIG, None, stage).load(Model(), [("model.layers.6.mlp.up_proj.weight", weights[UP])])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sala_kernels.skinny_linear import MAX_ROWS
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
+from sglang.srt.layers.utils import PPMissingLayer
 
 from sala_sglang.models import products
 from sala_sglang.models import skinny_linear as module
@@ -38,6 +39,12 @@ def methods(model) -> list[str]:
 
 def test_linear_layers_and_head(model):
     assert methods(model) == ["SkinnyLinearMethod", "object", "SkinnyHeadMethod"]
+
+
+def test_a_pipeline_stage_without_a_head(model):
+    model.lm_head = PPMissingLayer()
+    module.use_skinny_linear(model)
+    assert type(model.linear.quant_method).__name__ == "SkinnyLinearMethod"
 
 
 def test_what_was_asked_for_stays(model, monkeypatch):

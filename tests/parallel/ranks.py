@@ -1,10 +1,13 @@
 """Two prompts and a few tokens more through SGLang's model runner on groups of ranks, with what every operator made.
 
-    python -m tests.parallel.ranks CHECKPOINT OUT RANKS [RANKS ...]
+    python -m tests.parallel.ranks CHECKPOINT OUT GROUP [GROUP ...]
+
+A group is TPxPP: so many tensor-parallel ranks in each of so many pipeline stages.
 
 A rank is a process with SGLang's model runner, pools, attention backends and process groups, over gloo; all that is
 missing of a server is the scheduler. Ranks are forked after the imports, which take longer than everything else.
-``OUT/{ranks}/{rank}.pt`` of every rank holds a dictionary of tensors and lists of tensors: see ``run_rank``.
+``OUT/{group}/{rank}.pt`` of every rank, those of the first stage first, holds a dictionary of tensors and lists of
+tensors: see ``run_rank``.
 """
 
 import importlib
@@ -15,6 +18,7 @@ from array import array
 from collections import defaultdict
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -46,16 +50,17 @@ def main() -> None:
     from sglang.benchmark import one_batch  # noqa: F401  imported once, before the ranks part
     from sglang.srt.server_args import PortArgs, prepare_server_args
 
-    for ranks in map(int, groups):
-        folder = Path(out, str(ranks))
+    for group in groups:
+        folder = Path(out, group)
         folder.mkdir(parents=True)
+        tensor_parallel, stages = map(int, group.split("x"))
+        ranks = tensor_parallel * stages
         # SGLang wants to be told which cores a rank runs on when there are more ranks than NUMA nodes.
         os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
-        arguments = f"--model-path {checkpoint} --device cpu --dtype float32 --tp-size {ranks} --disable-radix-cache"
+        arguments = f"--model-path {checkpoint} --device cpu --dtype float32 --disable-radix-cache"
         port = Port()
-        arguments += (
-            f" --nccl-port {port.number} --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
-        )
+        arguments += f" --tp-size {tensor_parallel} --pp-size {stages} --nccl-port {port.number}"
+        arguments += " --max-total-tokens 2048 --max-running-requests 2 --max-mamba-cache-size 4"
         server_args = prepare_server_args(arguments.split())
         server_args.resolve_once()
         run_group(ranks, server_args, PortArgs.init_new(server_args), folder)
@@ -93,7 +98,7 @@ def run_rank(server_args, ports, rank: int, folder: Path) -> None:
     result["log_decay"] = runner.attn_backend.linear_attn_backend.log_decay
     record_operators(result)
     record_branches(runner.model, result)
-    generate(runner, result)
+    generate(StageRunner(runner), result)
     keep_pools(runner, result)
     torch.save(dict(result), folder / f"{rank}.pt")
 
@@ -121,9 +126,43 @@ def recorded(operator, name: str, arguments: dict[int, str], result: dict[str, l
 
 def record_branches(model: Any, result: dict[str, list]) -> None:
     """Keep what every mixer and MLP adds to the residual stream."""
-    for layer in model.model.layers:
+    for layer in model.model.layers[model.start_layer : model.end_layer]:
         for module, name in ((layer.self_attn, "mixer_output"), (layer.mlp, "mlp_output")):
             module.register_forward_hook(lambda _, args, output, name=name: result[name].append(output.clone()))
+
+
+class StageRunner:
+    """The model runner of a pipeline stage, for callers that know of one stage only.
+
+    Steps take in what the stage before hands on, sent as SGLang's scheduler sends it, and end with the same tokens on
+    all stages. Logits are None but on the last stage.
+    """
+
+    def __init__(self, runner: Any):
+        from sglang.srt.runtime_context import get_parallel
+
+        self._runner = runner
+        self._group = get_parallel().pp_group
+        self._tensor_parallel = get_parallel().attn_tp_group if get_parallel().attn_tp_size > 1 else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def forward(self, batch: Any) -> Any:
+        from sglang.srt.model_executor.forward_batch_info import PPProxyTensors
+
+        given = None
+        if not self._group.is_first_rank:
+            given = PPProxyTensors(self._group.recv_tensor_dict(all_gather_group=self._tensor_parallel))
+        output = self._runner.forward(batch, pp_proxy_tensors=given)
+        if self._group.is_last_rank:
+            return output
+        self._group.send_tensor_dict(output.logits_output.tensors, all_gather_group=self._tensor_parallel)
+        return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=None))
+
+    def sample(self, logits: Any, batch: Any) -> torch.Tensor:
+        tokens = self._runner.sample(logits, batch) if self._group.is_last_rank else None
+        return self._group.broadcast_object(tokens, src=self._group.world_size - 1)
 
 
 def generate(runner, result: dict[str, list]) -> None:
@@ -152,13 +191,12 @@ def generate(runner, result: dict[str, list]) -> None:
 def keep_pools(runner, result: dict[str, list]) -> None:
     from sala_sglang.attention.kv_pool import layer_buffers
 
-    config = runner.model_config.hf_config
-    for layer in config.full_attention_layer_ids:
+    for layer in runner.token_to_kv_pool.full_attention_layer_id_mapping:
         for name, pool in zip(
             ("keys", "values", "compressed"), layer_buffers(runner.token_to_kv_pool, layer), strict=True
         ):
             result[name].append(pool)
-    for layer in config.lightning_layer_ids:
+    for layer in runner.req_to_token_pool.mamba_map:
         result["states"].append(runner.req_to_token_pool.mamba2_layer_cache(layer).temporal)
 
 

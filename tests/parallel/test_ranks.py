@@ -1,5 +1,7 @@
 """Groups of 2, 4 and 8 ranks hold the released tensors and compute, operator by operator, what one rank computes.
 
+The same ranks in pipeline stages compute it bit by bit.
+
 The head counts are the released ones: 32 query, 2 KV and 32 lightning heads, so a rank's query heads are a group of 16
 and a half or a quarter of one.
 """
@@ -20,6 +22,8 @@ from testing.server import server_environment
 from tests.parallel.ranks import DECODE_STEPS, FIRST_CHUNK, PROMPT_TOKENS, prompts
 
 GROUPS = (2, 4, 8)
+STAGES = ((1, 4), (2, 2))  # tensor-parallel ranks, and stages of them
+STEPS = 2 + DECODE_STEPS  # two chunks, and tokens
 QUERY_HEADS, KV_HEADS, HEAD_DIM = 32, 2, 16
 CONFIG = TINY_CONFIG | {
     "num_attention_heads": QUERY_HEADS,
@@ -39,10 +43,10 @@ MERGED = {
 
 @dataclass(frozen=True)
 class Runs:
-    """ranks: what every rank of a group has recorded, by the size of the group; see run_rank."""
+    """ranks: what every rank of a group has recorded, by its tensor-parallel ranks and its stages; see run_rank."""
 
     checkpoint: Path
-    ranks: dict[int, list[dict]]
+    ranks: dict[tuple[int, int], list[dict]]
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +56,30 @@ def runs(tmp_path_factory) -> Runs:
     config.save_pretrained(checkpoint)
     make_tokenizer(checkpoint, 510, 510, 511)
     write_weights(config, checkpoint, shards=1, seed=0)
-    sizes = (1, *GROUPS)
-    command = ["-m", "tests.parallel.ranks", str(checkpoint), str(out), *map(str, sizes)]
+    groups = {
+        f"{ranks}x{stages}": (ranks, stages) for ranks, stages in (*((size, 1) for size in (1, *GROUPS)), *STAGES)
+    }
+    command = ["-m", "tests.parallel.ranks", str(checkpoint), str(out), *groups]
     # SGLang compiles its embedding under tensor parallelism, which takes a C++ compiler and longer than all the rest.
     environment = server_environment({"TORCH_COMPILE_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""})
     done = fork_server.run_to_end(command, environment, timeout=None)  # it notices when ranks stall
     assert done.returncode == 0, done.stderr[-8000:]
-    ranks = {size: [torch.load(out / str(size) / f"{rank}.pt") for rank in range(size)] for size in sizes}
+    ranks = {
+        group: [torch.load(out / name / f"{rank}.pt") for rank in range(group[0] * group[1])]
+        for name, group in groups.items()
+    }
     return Runs(checkpoint, ranks)
 
 
 @pytest.fixture(scope="module")
 def one(runs) -> dict:
-    (alone,) = runs.ranks[1]
+    (alone,) = runs.ranks[1, 1]
     return alone
 
 
 @pytest.fixture(params=GROUPS, ids=lambda size: f"{size} ranks")
 def group(request, runs) -> list[dict]:
-    return runs.ranks[request.param]
+    return runs.ranks[request.param, 1]
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +237,52 @@ def test_ranks_go_on_alike(group, one, tolerance, name):
 def test_logits_are_as_exact_as_those_of_one_rank(group, one, exact_logits):
     errors = [max(map(difference, run["logits"], exact_logits)) for run in (group[0], one)]
     assert errors[0] < 2 * errors[1]
+
+
+@pytest.fixture(scope="module", params=STAGES, ids=lambda group: f"{group[0]} ranks in {group[1]} stages")
+def stages(request, runs) -> list[tuple[dict, list[dict]]]:
+    """What every tensor-parallel rank has recorded with the whole model, and what with the layers of every stage."""
+    ranks, _ = request.param
+    return [(whole, runs.ranks[request.param][rank::ranks]) for rank, whole in enumerate(runs.ranks[ranks, 1])]
+
+
+def in_order(parts: list[dict], name: str) -> list[torch.Tensor]:
+    """Tensors of the stages' layers in the order in which one stage computes them, step by step."""
+    counts = [len(part[name]) // STEPS for part in parts]
+    return [
+        tensor
+        for step in range(STEPS)
+        for part, count in zip(parts, counts, strict=True)
+        for tensor in part[name][count * step : count * (step + 1)]
+    ]
+
+
+def test_stages_compute_bit_by_bit_what_one_computes(stages):
+    for whole, parts in stages:
+        for name in ("mixer_output", "mlp_output"):
+            given = in_order(parts, name)
+            assert len(given) == len(whole[name])
+            assert all(map(torch.equal, given, whole[name])), name
+        for name in ("tokens", "logits"):
+            assert all(map(torch.equal, parts[-1][name], whole[name])), name
+
+
+def test_stages_hold_the_pools_of_their_layers(stages):
+    for whole, parts in stages:
+        for name in ("keys", "values", "compressed", "states"):
+            given = [pool for part in parts for pool in part.get(name, ())]
+            assert len(given) == len(whole[name])
+            assert all(map(torch.equal, given, whole[name])), name
+
+
+def test_stages_may_have_layers_of_one_kind(runs):
+    held = [tuple(len(part.get(name, ())) for name in ("keys", "states")) for part in runs.ranks[1, 4]]
+    assert held == [(1, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_stages_hold_their_parts_of_the_model(stages):
+    for whole, parts in stages:
+        given = {name: tensor for part in parts for name, tensor in part["parameters"].items()}
+        assert sum(len(part["parameters"]) for part in parts) == len(given)
+        assert given.keys() == whole["parameters"].keys()
+        assert all(torch.equal(tensor, whole["parameters"][name]) for name, tensor in given.items())

@@ -55,7 +55,7 @@ PLUGIN = (
         f"{_PLUGIN}/lora.py",
         "(copy_kv_heads(up, config.head_dim, copies) if",
         "(up.repeat(copies, 1) if",
-        "tests/serving/test_lora.py::test_four_ranks",
+        "tests/serving/test_lora.py::test_several_ranks",
     ),
     Mistake(
         "prefix cache: the mark begins a token late",
@@ -184,10 +184,10 @@ PLUGIN = (
         f"{_SCHEDULER_TESTS}::test_end_of_a_grammar_is_the_clients_error",
     ),
     Mistake(
-        "arguments: pipeline stages are let through",
-        f"{_PLUGIN}/argument_table/parallel.py",
-        'refused("pp_size", (1,),',
-        'refused("pp_size", (1, 2),',
+        "arguments: more pipeline stages than layers are let through",
+        "sala_sglang/models/pipeline.py",
+        "if not 1 <= stages <= layers:",
+        "if not 1 <= stages <= layers + 1:",
         f"{_ARGUMENT_TESTS}::test_arguments_that_cannot_be_served_are_refused",
     ),
     Mistake(

@@ -99,6 +99,34 @@ SERVING = (
         "tests/models/test_sharding.py::test_heads_are_never_split",
     ),
     Mistake(
+        "stages: what a stage hands on is scaled as an embedding",
+        f"{_MODELS}/minicpm_sala.py",
+        "for name in HANDED_ON)\n            scale = config.residual_scale",
+        "for name in HANDED_ON)\n            scale = config.scale_emb",
+        "tests/parallel/test_ranks.py::test_stages_compute_bit_by_bit_what_one_computes",
+    ),
+    Mistake(
+        "stages: the last layer counts as a whole one",
+        f"{_MODELS}/pipeline.py",
+        "return [*costs[:-1], LAST_COST]",
+        "return costs",
+        "tests/models/test_pipeline.py::test_released_layers",
+    ),
+    Mistake(
+        "stages: layers of two stages go to one",
+        f"{_MODELS}/pipeline.py",
+        "or len(parts) != stages ",
+        "",
+        "tests/models/test_pipeline.py::test_partitions_that_do_not_fit_are_refused",
+    ),
+    Mistake(
+        "loading: a stage lacks what others have",
+        f"{_MODELS}/loading.py",
+        "expected = {name for name in self.expected if self.stage.has_tensor(name)}",
+        "expected = set(self.expected)",
+        "tests/models/test_loading.py::test_a_pipeline_stage_takes_its_own_tensors",
+    ),
+    Mistake(
         "loading: copies of KV heads in the wrong order",
         f"{_MODELS}/merged_projections.py",
         ".repeat_interleave(copies, dim=0)",
@@ -136,8 +164,8 @@ SERVING = (
     Mistake(
         "loading: missing tensors are not noticed",
         f"{_MODELS}/loading.py",
-        "self.expected.keys() - seen",
-        "self.expected.keys() & {*()}",
+        "expected - seen)",
+        "set())",
         "tests/serving/test_refusals.py::test_damaged_checkpoint[drop_norm]",
     ),
     Mistake(
@@ -164,8 +192,8 @@ SERVING = (
     Mistake(
         "model: branches are joined unscaled",
         f"{_MODELS}/minicpm_sala.py",
-        "scale = self.config.residual_scale",
-        "scale = 1.0",
+        "forward_batch, needed)\n            scale = config.residual_scale",
+        "forward_batch, needed)\n            scale = 1.0",
         "tests/serving/test_equality.py::test_alone[chunks of 64]",
     ),
     Mistake(

@@ -19,7 +19,11 @@ PUBLISHED = (
 REFUSED = {
     "--attention-backend triton": "'sala'",
     "--page-size 16": "64",
-    "--pp-size 2": "1",
+    "--pp-size 7": "1 to 6, the layers",
+    "--pp-size 6 --enable-hierarchical-cache --hicache-io-backend direct --hicache-mem-layout page_first_direct": (
+        "a SGLANG_PP_LAYER_PARTITION with layers of both kinds on every stage"
+    ),
+    "--enable-dynamic-chunking --pp-size 2": "False",
     "--tp-size 3": "1, 2, 4 (",
     "--attn-cp-size 2 --tp-size 2": "1",
     "--dcp-size 2 --tp-size 2": "1",

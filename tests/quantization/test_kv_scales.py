@@ -1,6 +1,7 @@
 """Scales of keys and values in FP8: from the checkpoint to the heads of every rank, or not at all."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sala_sglang.checkpoint.make import TINY_CONFIG
 from sala_sglang.config import SALAConfig
 from sala_sglang.models import loading
 from sala_sglang.models.loading import WeightLoader
+from sala_sglang.models.pipeline import Stage
 from sala_sglang.quantization.kv_scales import add_kv_scales, place_scale, scale_names
 
 CONFIG = SALAConfig(**TINY_CONFIG)
@@ -88,8 +90,8 @@ def load(monkeypatch):
 
     def with_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Module]:
         modules = attention(2)
-        model = SimpleNamespace(named_modules=modules.items, named_parameters=dict().items)
-        loader = WeightLoader(CONFIG)
+        model = Mock(nn.Module, named_modules=modules.items, named_parameters=dict().items)
+        loader = WeightLoader(CONFIG, None, Stage(0, CONFIG.num_hidden_layers, CONFIG.num_hidden_layers))
         loader.complete = True
         loader.load(model, tensors.items())
         return modules

@@ -11,12 +11,14 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.models import loading
 from sala_sglang.models.loading import WeightLoader
 from sala_sglang.models.merged_projections import kv_copies, merged_runs
+from sala_sglang.models.pipeline import Stage
 from sala_sglang.quantization.checkpoint_files import read_headers
 from sala_sglang.quantization.methods import DequantizedLinearMethod, PlannedConfig, gpu_method
 from sala_sglang.quantization.plan import WEIGHT, QuantizationPlan, is_split_by_inputs
 from testing.quantised_checkpoints import FORMATS, SIZES, Recipe, dequantised, quantise
 
 CONFIG = SALAConfig(**SIZES)
+WHOLE = Stage(0, CONFIG.num_hidden_layers, CONFIG.num_hidden_layers)
 GROUP = 32
 RECIPES = {
     **{format: Recipe(format, full=("o_gate",), group=GROUP) for format in FORMATS},
@@ -131,7 +133,7 @@ def test_a_rank_has_its_part_of_every_weight(name, ranks, source, checkpoint, on
     for rank in range(ranks):
         on_rank(rank, ranks)
         model = Model(plan, ranks)
-        WeightLoader(CONFIG, plan).load(model, tensors.items())
+        WeightLoader(CONFIG, plan, WHOLE).load(model, tensors.items())
         for module, parts in model.layers.values():
             if not hasattr(module, "quant_method"):
                 continue
@@ -169,7 +171,7 @@ def test_sglang_has_the_same_parameters_for_a_gpu(name, ranks, checkpoint, monke
 
 def load(checkpoint, name, change):
     plan, tensors = checkpoint(name)
-    WeightLoader(CONFIG, plan).load(Model(plan), change(tensors).items())
+    WeightLoader(CONFIG, plan, WHOLE).load(Model(plan), change(tensors).items())
 
 
 def changed(name: str, value):
@@ -214,7 +216,7 @@ def test_damaged_tensors_are_refused_by_name(damage, checkpoint, on_rank):
 def test_a_tensor_that_comes_twice_is_refused(checkpoint, on_rank):
     plan, tensors = checkpoint("gptq")
     with pytest.raises(ValueError, match=f"the checkpoint has {Q}.scales twice"):
-        WeightLoader(CONFIG, plan).load(Model(plan), [*tensors.items(), (f"{Q}.scales", tensors[f"{Q}.scales"])])
+        WeightLoader(CONFIG, plan, WHOLE).load(Model(plan), [*tensors.items(), (f"{Q}.scales", tensors[f"{Q}.scales"])])
 
 
 def test_an_order_that_files_leave_out_is_not_missed(checkpoint, on_rank):
@@ -226,4 +228,4 @@ def test_a_parameter_of_another_geometry_is_named(checkpoint, on_rank):
     model = Model(plan)
     model.layers["model.layers.0.self_attn.qkv_proj"][0].scales.data = torch.zeros(3, 2)
     with pytest.raises(RuntimeError, match=r"_proj.scales: "):
-        WeightLoader(CONFIG, plan).load(model, tensors.items())
+        WeightLoader(CONFIG, plan, WHOLE).load(model, tensors.items())

@@ -20,6 +20,7 @@ ARGUMENTS = (
 DIRECT = "--hicache-io-backend direct --hicache-mem-layout page_first_direct "
 SERVERS: dict[str, tuple[str, tuple[pytest.MarkDecorator, ...]]] = {
     "cpu": (DIRECT, ()),
+    "cpu, two stages": (DIRECT + "--pp-size 2", ()),
     "cpu, write back": (DIRECT + "--hicache-write-policy write_back", ()),
     "gpu, direct": (DIRECT, (pytest.mark.gpu,)),
     "gpu, kernel": ("", (pytest.mark.gpu,)),

@@ -41,7 +41,7 @@ CASES = {
     # A rank has one query head and a copy of a KV head, and groups of inputs that are on other ranks.
     "gptq on ranks": Case(Recipe("gptq", group=32, bits=8, fields={"desc_act": True}), "--tp-size 4"),
     "awq": Case(Recipe("awq", full=("down_proj",), group=64)),
-    "fp8 block on ranks": Case(Recipe("fp8 block", full=GATES), "--tp-size 2"),
+    "fp8 block on ranks": Case(Recipe("fp8 block", full=GATES), "--tp-size 2 --pp-size 2"),
     "fp8 static": Case(Recipe("fp8 static", full=("v_proj", "up_proj"))),
     "int8": Case(Recipe("int8", full=("k_proj",))),
     # One scheme of compressed-tensors beside the other, also inside merged layers.

@@ -105,10 +105,11 @@ PREFIX_CACHE = Table(
 RANKS = Table(
     sources=("serving/tensor_parallel.csv",),
     where={"measured": none_of("answer")},
+    prepare=prepare.ranks_and_stages,
     down=(Column("measured", "measured"), REQUESTS, PROMPT),
-    across=(Column("tp", "TP"),),
+    across=(Column("size", ""),),
     values=(TTFT, DECODE),
-    key=("tp", "measured", "requests", "prompt_tokens", "new_tokens"),
+    key=("tp", "pp", "measured", "requests", "prompt_tokens", "new_tokens"),
     shapes=SHAPES,
     baseline="one GPU",
     command="python -m benchmarks.serving.tensor_parallel",
@@ -116,12 +117,22 @@ RANKS = Table(
 RANK_ANSWERS = replace(
     RANKS,
     where={"measured": one_of("answer")},
-    down=(Column("tp", "TP"), PROMPT, NEW),
+    down=(Column("size", ""), PROMPT, NEW),
     across=(),
     values=(
         Column("equal_tokens", "equal tokens"),
         Column("max_logprob_difference", "largest difference of log-probabilities", 2),
     ),
+)
+COMPUTED_STAGES = Table(
+    sources=("serving/pipeline_times.csv",),
+    prepare=prepare.ranks_and_stages,
+    down=(Column("size", ""), Column("partition", "layers of the stages")),
+    across=(PROMPT,),
+    values=(Column("ttft_s", "TTFT s", 3),),
+    shapes=f"{SHAPES}; one request, chunks of 8,192 tokens",
+    baseline="1 GPU, computed in the same way",
+    command="python -m benchmarks.serving.pipeline_times",
 )
 CAPACITY = Table(
     sources=("serving/capacity.csv",),
@@ -163,5 +174,6 @@ TABLES = {
     "prefix cache": PREFIX_CACHE,
     "several GPUs": RANKS,
     "answers of several GPUs": RANK_ANSWERS,
+    "computed stages": COMPUTED_STAGES,
     "capacity": CAPACITY,
 }

@@ -15,7 +15,7 @@ VERDICTS = (
         "heads are divided over ranks",
         "serving/test_equality.py",
     ),
-    refused("pp_size", (1,), "the layers are not split over pipeline stages"),
+    refused("pp_size", "1 to the number of layers", "a stage has at least one layer", "serving/test_pipeline.py"),
     refused("attn_dp_size", (1,), _ONE_PLAN),
     refused("enable_dp_attention", OFF, _ONE_PLAN),
     refused("attn_cp_size", (1,), _WHOLE_REQUEST),
@@ -34,6 +34,10 @@ VERDICTS = (
         "ranks over nodes; worker.py compares their environment variables",
         "nnodes node_rank dist_init_addr dist_timeout nccl_port gated_launch_port",
     ),
+    read(
+        "how SGLang fills pipeline stages; their answers depend on neither",
+        "pp_max_micro_batch_size pp_async_batch_depth",
+    ),
     read("where ranks run", "base_gpu_id gpu_id_step numa_node enable_p2p_check"),
     read(
         "how SGLang's group reduces; the model calls nothing but that group",
@@ -43,7 +47,6 @@ VERDICTS = (
         "data-parallel attention",
         "enable_dp_attention_local_control_broadcast enable_tp_lm_head_all_to_all disable_attn_tp_gather",
     ),
-    other("pipeline stages", "pp_max_micro_batch_size pp_async_batch_depth"),
     other("context parallelism", "dcp_comm_backend dcp_replicate_q_proj cp_strategy"),
     other(
         "experts",

@@ -137,6 +137,14 @@ _COMMAND_LINE = (
         why="what --mamba-ssm-dtype sets; another value than float32 is refused",
         until="stays: states are float32",
     ),
+    Touch(
+        target="SGLANG_PP_LAYER_PARTITION",
+        how=VARIABLE,
+        process=EVERY,
+        when="--pp-size",
+        why="gets the division of layers whose slowest stage is fastest, where the user wrote none",
+        until="a model can tell SGLang how its layers are divided",
+    ),
 )
 
 _QUANTIZATION = (

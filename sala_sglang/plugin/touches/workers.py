@@ -231,6 +231,15 @@ _MODEL = (
         until="SGLang restores the layout, or refuses",
     ),
     Touch(
+        target="sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
+        ".init_weights_update_group",
+        how=AROUND,
+        process=WORKER,
+        when="--pp-size",
+        why="ranks of two stages would come with the same number and wait for ever",
+        until="SGLang numbers the ranks of all stages",
+    ),
+    Touch(
         target="sglang.srt.model_executor.forward_batch_info.ForwardBatch._original_forward_mode",
         how=PRIVATE,
         process=WORKER,
