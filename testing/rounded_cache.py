@@ -1,15 +1,20 @@
 """The plain model with the keys and values of its sparse layers rounded, as a server has them in FP8."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+
+from sala_sglang.hf import MiniCPMSALAForCausalLM
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 Scales = tuple[torch.Tensor, torch.Tensor]  # of keys and of values, [Hkv] float32 each
 
 
-def round_keys_and_values(model: nn.Module, scales: Mapping[int, Scales], dtype: torch.dtype = E4M3) -> list:
+def round_keys_and_values(
+    model: MiniCPMSALAForCausalLM, scales: Mapping[int, Scales], dtype: torch.dtype = E4M3
+) -> list:
     """Round what ``model`` computes as keys and values from now on, by layer; 1 is the scale of layers not named.
 
     Returns handles whose ``remove()`` undoes it.
@@ -22,8 +27,8 @@ def round_keys_and_values(model: nn.Module, scales: Mapping[int, Scales], dtype:
     return handles
 
 
-def key_value_projections(model: nn.Module, layer: int) -> tuple[nn.Module, nn.Module]:
-    attention = model.model.layers[layer].self_attn
+def key_value_projections(model: MiniCPMSALAForCausalLM, layer: int) -> tuple[nn.Module, nn.Module]:
+    attention: Any = model.model.layers[layer].self_attn
     return attention.k_proj, attention.v_proj
 
 

@@ -10,12 +10,13 @@ of other prompts becomes the largest of the format. Runs on a CPU.
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer
 
 from benchmarks.common import results_file
@@ -55,8 +56,8 @@ def largest_numbers(model: MiniCPMSALAForCausalLM, texts: list[list[int]]) -> di
     config = model.config
     found = {layer: torch.zeros(2, config.num_key_value_heads) for layer in config.full_attention_layer_ids}
 
-    def watch(layer: int, row: int):
-        def note(module, inputs, output: torch.Tensor) -> None:
+    def watch(layer: int, row: int) -> Callable:
+        def note(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
             heads = output.flatten(0, -2).unflatten(-1, (-1, config.head_dim)).abs().amax((0, 2))
             found[layer][row] = found[layer][row].maximum(heads)
 

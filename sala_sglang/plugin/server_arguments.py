@@ -37,6 +37,7 @@ ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 # last layer for all of its rows, where others do so for those whose logits are read (models/last_rows.py).
 MAX_PREFILL_GRAPH_TOKENS = 512
 _GRAPH_BACKENDS = {"decode": ("full", "disabled"), "prefill": ("breakable", "disabled")}
+FP8_CACHE = "fp8_e4m3"
 DEFAULT_LORA_BACKEND, CPU_LORA_BACKEND = "csgmv", "torch_native"
 # What the model's family writes: calls in XML, thoughts in <think>. SGLang's detection of "auto" goes by words in the
 # template, and takes one with <think> for a model that always thinks.
@@ -148,7 +149,7 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
 
     device = found("device")
     check_limits(found, ARGUMENT_LIMITS)
-    check_limits(found, (_cache_limit(model.dtype, device), _lora_limit(device)))
+    check_limits(found, (_cache_limit(model.dtype, device, found("kv_cache_dtype")), _lora_limit(device)))
     check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
@@ -213,13 +214,15 @@ def _is_ours(config: Any) -> bool:
     return ARCHITECTURE in (getattr(config, "architectures", None) or ())
 
 
-def _cache_limit(dtype: torch.dtype, device: str) -> tuple[str, tuple, str]:
+def _cache_limit(dtype: torch.dtype, device: str, asked: str) -> tuple[str, tuple, str]:
     names = ("bfloat16", "bf16") if dtype == torch.bfloat16 else ()
-    if device == "cuda" and (capability := torch.cuda.get_device_capability()) < FIRST_CAPABILITY:
-        has, needs = (".".join(map(str, pair)) for pair in (capability, FIRST_CAPABILITY))
-        reason = f"Triton converts e4m3 on GPUs of compute capability {needs} and later, and this one has {has}"
-        return "kv_cache_dtype", ("auto", *names), reason
-    return "kv_cache_dtype", ("auto", *names, "fp8_e4m3"), "keys and values have the model's dtype, or e4m3 with scales"
+    if asked == FP8_CACHE and device == "cuda":  # asking CUDA takes memory
+        capability = torch.cuda.get_device_capability()
+        if capability < FIRST_CAPABILITY:
+            has, needs = (".".join(map(str, pair)) for pair in (capability, FIRST_CAPABILITY))
+            reason = f"Triton converts e4m3 on GPUs of compute capability {needs} and later, and this one has {has}"
+            return "kv_cache_dtype", ("auto", *names), reason
+    return "kv_cache_dtype", ("auto", *names, FP8_CACHE), "keys and values have the model's dtype, or e4m3 with scales"
 
 
 def _quantization_limit(device: str) -> tuple[str, tuple, str]:

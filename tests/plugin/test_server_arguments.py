@@ -138,10 +138,12 @@ def test_online_quantization_is_for_gpus():
 @pytest.mark.parametrize("capability, served", [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
 def test_fp8_is_for_gpus_that_convert_it(monkeypatch, capability, served):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    field, allowed, reason = server_arguments._cache_limit(torch.bfloat16, "cuda")
+    field, allowed, reason = server_arguments._cache_limit(torch.bfloat16, "cuda", "fp8_e4m3")
     assert (field, "fp8_e4m3" in allowed) == ("kv_cache_dtype", served)
     assert served or f"capability 8.9 and later, and this one has {capability[0]}.{capability[1]}" in reason
-    assert "fp8_e4m3" in server_arguments._cache_limit(torch.bfloat16, "cpu")[1]
+    monkeypatch.delattr(torch.cuda, "get_device_capability")  # nobody asks for it otherwise
+    for device, asked in (("cpu", "fp8_e4m3"), ("cuda", "auto")):
+        assert "fp8_e4m3" in server_arguments._cache_limit(torch.bfloat16, device, asked)[1]
 
 
 def test_states_of_another_dtype_in_the_environment_are_refused(served):

@@ -1,7 +1,7 @@
 """Scales of keys and values in FP8: from the checkpoint to the heads of every rank, or not at all."""
 
 from types import SimpleNamespace
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ def load(monkeypatch):
 
     def with_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Module]:
         modules = attention(2)
-        model = Mock(nn.Module, named_modules=modules.items, named_parameters=dict().items)
+        model: Any = SimpleNamespace(named_modules=modules.items, named_parameters=dict().items)
         loader = WeightLoader(CONFIG, None, Stage(0, CONFIG.num_hidden_layers, CONFIG.num_hidden_layers))
         loader.complete = True
         loader.load(model, tensors.items())

@@ -42,7 +42,7 @@ def scaled_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scaled") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
     layers = FP8Oracle(tiny_checkpoint).model.config.full_attention_layer_ids
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer in layers:
         k, v = (SCALES[0].view(2, 1, 1), SCALES[1]) if layer == layers[0] else (SCALES[0][1:], SCALES[1][1].bfloat16())
         tensors |= {f"model.layers.{layer}.self_attn.{name}": x for name, x in (("k_scale", k), ("v_scale", v))}

@@ -67,9 +67,11 @@ _BACKENDS_AND_POOLS = (
             "get_kv_size_bytes",
             "host_pool_decls",
             "load_cpu_copy",
+            "set_kv_buffer",
         ),
-        why="compressed keys are allocated, counted, saved and restored with the pages they belong to",
-        until="a pool can have a companion of so many bytes per page",
+        why="compressed keys are allocated, counted, saved and restored with the pages they belong to; FP8 has a scale "
+        "for each KV head",
+        until="a pool can have a companion of so many bytes per page, and scales by head",
     ),
 )
 
