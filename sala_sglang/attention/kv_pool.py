@@ -44,6 +44,10 @@ class SalaKVPool(MHATokenToKVPool):
         super()._clear_buffers()
         del self.compressed
 
+    def _init_kv_copy_and_warmup(self) -> None:
+        """Prepare to move accepted tokens of a tree of drafts: chains stay where they are."""
+        self._kv_copy_config = None
+
     def get_kv_size_bytes(self) -> tuple[int, int]:
         """Bytes of keys, compressed ones included, and of values."""
         key_bytes, value_bytes = super().get_kv_size_bytes()
