@@ -84,7 +84,7 @@ class LightningBackend(MambaAttnBackendBase):
     ) -> torch.Tensor:
         """q [T, H·D], k and v [T, H, D] -> [T, H·D]; in a verify step as forward_decode, with R rows per request."""
         if forward_batch.forward_mode.is_target_verify():
-            return self._verify(q, k, v, layer, forward_batch, **kwargs)
+            return self._verify(q, k, v, layer, forward_batch, kwargs["norm_rope"])
         plan = self.plan
         output = lightning_chunk(
             q.view(k.shape),

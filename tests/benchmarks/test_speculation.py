@@ -1,0 +1,33 @@
+"""The benchmark of speculation without a GPU, on a model with two layers and on sala-tiny."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.common import results_file
+from testing.server import START_SECONDS
+
+ROOT = Path(__file__).parents[2]
+SIZES = "--rows 2 --lengths 70 --batch 2 --batch-length 20 --new-tokens 12 --repetitions 1"
+
+
+def test_steps_by_accept_length_and_what_text_accepts(tiny_checkpoint, tmp_path):
+    rows = tmp_path / "speculation.csv"
+    command = [sys.executable, "-m", "benchmarks.serving.speculation", "--model", str(tiny_checkpoint)]
+    command += ["--device", "cpu", "--output", str(rows), *SIZES.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * START_SECONDS)
+    assert not done.returncode, done.stderr
+
+    found = results_file.read(rows)
+    kinds = [(row["engine"], row["rows_per_step"], row["requests"]) for row in found[:8]]
+    assert kinds == [
+        *(("plain", "1", requests) for requests in ("1", "2")),
+        *(("single rows", "1", requests) for requests in ("1", "2")),
+        *(("verifies", "2", requests) for _ in range(2) for requests in ("1", "2")),
+    ]
+    assert [row["accept_length"] for row in found[4:8]] == ["1", "1", "2", "2"]
+    assert all(float(row["decode_ms_per_token"]) > 0 and float(row["times_plain"]) > 0 for row in found[:8])
+    repeating, question = found[8:]
+    assert float(repeating["accept_length"]) > 1.3 and float(question["accept_length"]) >= 1
