@@ -45,8 +45,7 @@ class SalaKVPool(MHATokenToKVPool):
         del self.compressed
 
     def _init_kv_copy_and_warmup(self) -> None:
-        """Prepare to move accepted tokens of a tree of drafts: chains stay where they are."""
-        self._kv_copy_config = None
+        """Nothing: drafts are chains, of which accepted tokens stay where they are."""
 
     def get_kv_size_bytes(self) -> tuple[int, int]:
         """Bytes of keys, compressed ones included, and of values."""

@@ -13,19 +13,19 @@ class RequestTokens(Sequence[int]):
     """Prompt, answer and what the last step accepted as one sequence, of which only slices are copied."""
 
     def __init__(self, prompt: Sequence[int], answer: Sequence[int], accepted: Sequence[int]):
-        self._parts = prompt, answer, accepted
-        self._size = sum(map(len, self._parts))
+        self.parts = prompt, answer, accepted
+        self.size = sum(map(len, self.parts))
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, slice):
             (token,) = self[key : key + 1 or None]
             return token
-        begin, end, step = key.indices(self._size)
+        begin, end, step = key.indices(self.size)
         tokens: list[int] = []
-        for part in self._parts:
+        for part in self.parts:
             tokens += part[max(begin, 0) : max(end, 0)]
             begin, end = begin - len(part), end - len(part)
         return tokens[::step]
@@ -38,17 +38,17 @@ class Drafts:
         """rows: of a request in a step that verifies drafts, D."""
         self.rows = rows
         self.proposer = proposer or PromptLookup(rows - 1)
-        self._outlooks: dict[str, Outlook] = {}
+        self.outlooks: dict[str, Outlook] = {}
 
     def next_rows(self, requests: dict[str, RequestTokens]) -> numpy.ndarray:
         """Tokens of the next step [B, D], or [B, 1] where drafts are not worth it, int64.
 
         requests: all of the step by name, in order. Others are forgotten.
         """
-        self._forget(self._outlooks.keys() - requests.keys())
+        self._forget(self.outlooks.keys() - requests.keys())
         drafts, expected = [], []
         for rid, tokens in requests.items():
-            outlook = self._outlooks.setdefault(rid, Outlook())
+            outlook = self.outlooks.setdefault(rid, Outlook())
             outlook.look_back(tokens)
             drafts.append(list(self.proposer.propose(rid, tokens))[: self.rows - 1])
             expected.append(outlook.look_ahead(drafts[-1]))
@@ -62,9 +62,9 @@ class Drafts:
         return pays(expected, self.rows)
 
     def forget_all(self) -> None:
-        self._forget(list(self._outlooks))
+        self._forget(list(self.outlooks))
 
     def _forget(self, rids: Collection[str]) -> None:
         self.proposer.forget(rids)
         for rid in rids:
-            del self._outlooks[rid]
+            del self.outlooks[rid]

@@ -18,22 +18,22 @@ class Outlook:
 
     def __init__(self) -> None:
         self.rate = FIRST_RATE
-        self._draft: Sequence[int] = ()
-        self._size = 0
+        self.draft: Sequence[int] = ()
+        self.size = 0
 
     def look_back(self, tokens: Sequence[int]) -> None:
         """Compare the last draft with what came, in ``tokens``, all of the request's."""
-        if len(tokens) < self._size:
-            self._draft = ()
-        for expected, found in zip(self._draft, tokens[self._size :], strict=False):
+        if len(tokens) < self.size:
+            self.draft = ()
+        for expected, found in zip(self.draft, tokens[self.size :], strict=False):
             self.rate += ((expected == found) - self.rate) / MEMORY_TOKENS
             if expected != found:
                 break
-        self._draft, self._size = (), len(tokens)
+        self.draft, self.size = (), len(tokens)
 
     def look_ahead(self, draft: Sequence[int]) -> float:
         """Take note of the next draft; returns how many of its tokens are likely to be accepted."""
-        self._draft = draft
+        self.draft = draft
         return sum(self.rate**i for i in range(1, len(draft) + 1))
 
 

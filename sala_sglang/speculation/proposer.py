@@ -32,19 +32,19 @@ class PromptLookup:
     def __init__(self, drafts: int):
         """drafts: tokens to propose at most."""
         self.drafts = drafts
-        self._indexes: dict[str, SuffixIndex] = {}
+        self.indexes: dict[str, SuffixIndex] = {}
 
     def propose(self, rid: str, tokens: Sequence[int]) -> Sequence[int]:
-        index = self._indexes.get(rid)
+        index = self.indexes.get(rid)
         if index is None or not index.is_beginning_of(tokens):
-            index = self._indexes[rid] = SuffixIndex(tokens[:])
+            index = self.indexes[rid] = SuffixIndex(tokens[:])
         else:
             index.extend(tokens[len(index) :])
         return index.continuation(self.drafts)
 
     def forget(self, rids: Iterable[str]) -> None:
         for rid in rids:
-            self._indexes.pop(rid, None)
+            self.indexes.pop(rid, None)
 
 
 class SuffixIndex:
@@ -54,69 +54,69 @@ class SuffixIndex:
     """
 
     def __init__(self, tokens: Sequence[int]):
-        self._tokens = numpy.array(tokens, dtype=numpy.int32)
-        self._size = len(self._tokens)
-        grams = _grams(self._tokens)
+        self.tokens = numpy.array(tokens, dtype=numpy.int32)
+        self.size = len(self.tokens)
+        grams = _grams(self.tokens)
         order = numpy.argsort(grams, kind="stable").astype(numpy.int32)
-        self._grams, self._ends = grams[order], order + GRAM_TOKENS
-        self._added: dict[int, list[int]] = {}
-        self._match: int | None = None  # the token after the suffix where it occurred before
-        self._matched = False  # whether _match is that of all tokens
+        self.grams, self.ends = grams[order], order + GRAM_TOKENS
+        self.added: dict[int, list[int]] = {}
+        self.match: int | None = None  # the token after the suffix where it occurred before
+        self.matched = False  # whether _match is that of all tokens
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def is_beginning_of(self, tokens: Sequence[int]) -> bool:
         """Whether ``tokens`` seem to go on from those that are here: their last ones are compared."""
-        last = self._tokens[max(0, self._size - GRAM_TOKENS) : self._size].tolist()
-        return list(tokens[max(0, self._size - GRAM_TOKENS) : self._size]) == last
+        last = self.tokens[max(0, self.size - GRAM_TOKENS) : self.size].tolist()
+        return list(tokens[max(0, self.size - GRAM_TOKENS) : self.size]) == last
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append ``tokens``."""
         if not tokens:
             return
-        begin, self._size = self._size, self._size + len(tokens)
-        if self._size > len(self._tokens):
-            self._tokens = numpy.concatenate([self._tokens, numpy.empty(self._size, dtype=numpy.int32)])
-        self._tokens[begin : self._size] = tokens
+        begin, self.size = self.size, self.size + len(tokens)
+        if self.size > len(self.tokens):
+            self.tokens = numpy.concatenate([self.tokens, numpy.empty(self.size, dtype=numpy.int32)])
+        self.tokens[begin : self.size] = tokens
         first = max(GRAM_TOKENS, begin + 1)  # tokens before the end of the first gram that is new
-        for end, gram in enumerate(_grams(self._tokens[first - GRAM_TOKENS : self._size]).tolist(), first):
-            self._added.setdefault(gram, []).append(end)
+        for end, gram in enumerate(_grams(self.tokens[first - GRAM_TOKENS : self.size]).tolist(), first):
+            self.added.setdefault(gram, []).append(end)
         # A match that foretold these tokens is still the longest one.
-        if self._match is not None and self._tokens[self._match : self._match + len(tokens)].tolist() == list(tokens):
-            self._match += len(tokens)
+        if self.match is not None and self.tokens[self.match : self.match + len(tokens)].tolist() == list(tokens):
+            self.match += len(tokens)
         else:
-            self._matched = False
+            self.matched = False
 
     def continuation(self, count: int) -> list[int]:
         """Up to ``count`` tokens that followed where the longest suffix occurred before; the later one of equals.
 
         A suffix that reaches into its own continuation is periodic, and goes on so.
         """
-        if not self._matched:
-            self._match, self._matched = self._longest_match(), True
-        if self._match is None:
+        if not self.matched:
+            self.match, self.matched = self._longest_match(), True
+        if self.match is None:
             return []
-        found = self._tokens[self._match : min(self._match + count, self._size)].tolist()
-        return [found[i % len(found)] for i in range(count)] if self._match + count > self._size else found
+        found = self.tokens[self.match : min(self.match + count, self.size)].tolist()
+        return [found[i % len(found)] for i in range(count)] if self.match + count > self.size else found
 
     def _longest_match(self) -> int | None:
-        if self._size <= GRAM_TOKENS:
+        if self.size <= GRAM_TOKENS:
             return None
-        ends = self._earlier_ends(int(_grams(self._tokens[self._size - GRAM_TOKENS : self._size])[0]))
+        ends = self._earlier_ends(int(_grams(self.tokens[self.size - GRAM_TOKENS : self.size])[0]))
         if len(ends) < 2:
             return ends[0] if ends else None
         before = numpy.array(ends)[:, None] - _BACKWARDS
-        suffix = self._tokens[numpy.maximum(self._size - _BACKWARDS, 0)]
-        equal = (self._tokens[numpy.maximum(before, 0)] == suffix) & (before >= 0)
+        suffix = self.tokens[numpy.maximum(self.size - _BACKWARDS, 0)]
+        equal = (self.tokens[numpy.maximum(before, 0)] == suffix) & (before >= 0)
         return ends[int(equal.cumprod(1).sum(1).argmax())]
 
     def _earlier_ends(self, gram: int) -> list[int]:
         """Where ``gram`` ended before the end of all tokens, the latest first."""
-        ends = self._added.get(gram, [])[: -CANDIDATES - 2 : -1]
-        left, right = numpy.searchsorted(self._grams, (gram, gram + 1))
-        ends += self._ends[max(left, right - CANDIDATES - 1 + len(ends)) : right][::-1].tolist()
-        return ends[1:] if ends and ends[0] == self._size else ends
+        ends = self.added.get(gram, [])[: -CANDIDATES - 2 : -1]
+        left, right = numpy.searchsorted(self.grams, (gram, gram + 1))
+        ends += self.ends[max(left, right - CANDIDATES - 1 + len(ends)) : right][::-1].tolist()
+        return ends[1:] if ends and ends[0] == self.size else ends
 
 
 def _grams(tokens: numpy.ndarray) -> numpy.ndarray:

@@ -39,20 +39,27 @@ class ChainWorker(BaseSpecWorker):
 
     def __init__(self, server_args: ServerArgs, gpu_id: int, nccl_port: int, target_worker: TpModelWorker):
         super().__init__()
-        self._target_worker = target_worker
-        self._draft_worker = None  # drafts come from the host
+        self.target = target_worker
         self.rows: int = get_spec().speculative_num_draft_tokens
         self.device = get_device().device
         self.drafts = Drafts(self.rows)
-        self._graphs: dict[int, Any] = {}
+        self.graphs: dict[int, Any] = {}
+
+    @property
+    def target_worker(self) -> TpModelWorker:
+        return self.target
+
+    @property
+    def draft_worker(self) -> None:
+        """None: drafts come from the host."""
 
     def init_cuda_graphs(self) -> None:
         """Capture verify steps of one row per request beside those of D rows, which the target has by now."""
         runner = self.target_worker.model_runner
         captured = runner.decode_cuda_graph_runner
         if isinstance(captured, DecodeCudaGraphRunner):
-            self._graphs[self.rows] = captured
-            self._graphs[1] = type(captured)(runner, speculative_num_steps=1, speculative_num_draft_tokens=1)
+            self.graphs[self.rows] = captured
+            self.graphs[1] = type(captured)(runner, speculative_num_steps=1, speculative_num_draft_tokens=1)
 
     def clear_cache_pool(self) -> None:
         self.drafts.forget_all()
@@ -81,8 +88,8 @@ class ChainWorker(BaseSpecWorker):
         rows = tokens.shape[1]
         self._make_verify_step(batch, tokens)
         runner = self.target_worker.model_runner
-        if self._graphs:
-            runner.decode_cuda_graph_runner = self._graphs[rows]
+        if self.graphs:
+            runner.decode_cuda_graph_runner = self.graphs[rows]
         result = self.target_worker.forward_batch_generation(batch, is_verify=True)
         mask = self._grammar_mask(batch, tokens) if batch.has_grammar else None
         predicted, counts, index = eagle_sample(batch.spec_info, batch, result.logits_output, mask)
@@ -163,9 +170,6 @@ class ChainWorker(BaseSpecWorker):
         )
 
     def add_external_corpus(self, corpus_id: str, token_chunks: list[list[int]]) -> int:
-        raise ValueError(NO_CORPORA)
-
-    def commit_corpus_load(self, corpus_id: str, loaded_token_count: int) -> None:
         raise ValueError(NO_CORPORA)
 
     def remove_external_corpus(self, corpus_id: str) -> None:

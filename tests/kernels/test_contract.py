@@ -121,7 +121,12 @@ def test_another_size_is_refused(operator, name):
         operator(**arguments | {name: torch.cat([arguments[name]] * 2, dim=-1)})
 
 
-@pytest.mark.parametrize(("operator", "name"), [case for case in TENSORS if "positions" not in case.values])
+ANY_DTYPE = "lightning_commit-stash"  # nothing beside it has the model's dtype
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"), [case for case in TENSORS if "positions" not in case.values and case.id != ANY_DTYPE]
+)
 def test_another_dtype_is_refused(operator, name):
     arguments = OPERATORS[operator]
     first = next(iter(arguments))  # it decides the dtype of those that follow

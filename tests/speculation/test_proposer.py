@@ -89,7 +89,7 @@ def test_forgotten_requests_leave_nothing():
     proposer = PromptLookup(2)
     proposer.propose("a", [1, 2, 3, 4, 1, 2, 3])
     proposer.forget(["a", "b"])
-    assert not proposer._indexes
+    assert not proposer.indexes
 
 
 def test_many_occurrences_are_compared_up_to_a_bound():
@@ -103,7 +103,7 @@ def test_many_occurrences_are_compared_up_to_a_bound():
 def index_gram(tokens: list[int]) -> int:
     from sala_sglang.speculation.proposer import _grams
 
-    return int(_grams(SuffixIndex(tokens[-GRAM_TOKENS:])._tokens)[0])
+    return int(_grams(SuffixIndex(tokens[-GRAM_TOKENS:]).tokens)[0])
 
 
 def test_memory_is_linear_in_the_context_and_a_step_is_short():

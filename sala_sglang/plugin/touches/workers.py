@@ -66,7 +66,6 @@ _BACKENDS_AND_POOLS = (
             "_clear_buffers",
             "_create_buffers",
             "_init_kv_copy_and_warmup",
-            "_kv_copy_config",
             "get_cpu_copy",
             "get_kv_size_bytes",
             "host_pool_decls",
