@@ -14,7 +14,7 @@ from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel, get_spec
 
 from sala_sglang.attention.plan import StatePlan, state_decode, state_extend, state_verify
-from sala_sglang.attention.warm_up import compile_lightning
+from sala_sglang.attention.warm_up import compile_commit, compile_lightning
 
 
 class LightningBackend(MambaAttnBackendBase):
@@ -38,6 +38,9 @@ class LightningBackend(MambaAttnBackendBase):
             first = runner.model_config.hf_config.lightning_layer_ids[0]
             states = self.req_to_token_pool.mamba2_layer_cache(first).temporal
             compile_lightning(states, self.log_decay, runner.model_config.dtype)
+            if self.stash.numel():
+                rows = get_spec().speculative_num_draft_tokens
+                compile_commit(self.stash, rows, self._all_states(), self.log_decay)
 
     def _new_stash(self, runner: ModelRunner) -> torch.Tensor:
         """[lightning layers, rows, 2, H, D] for every row of the largest verify step; none without speculation."""
@@ -167,9 +170,13 @@ class LightningBackend(MambaAttnBackendBase):
         else:
             wanted = (snapshot_slots > 0) & (snapshot_rows > 0)
             targets, after = torch.where(wanted, snapshot_slots.int(), nowhere), snapshot_rows.int() - taken
-        states = self.req_to_token_pool.mamba_pool.mamba_cache.temporal
         rows = accepted_rows.int() - taken
+        states = self._all_states()
         lightning_commit(self.stash, self.verified_rows, states, slots, rows, targets, after, self.log_decay)
+
+    def _all_states(self) -> torch.Tensor:
+        """States [layers, slots, H, D, D] float32."""
+        return self.req_to_token_pool.mamba_pool.mamba_cache.temporal
 
     def _states(self, layer: RadixAttention) -> torch.Tensor:
         """States [slots, H, D, D] float32 of a layer."""
