@@ -61,6 +61,9 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="directory with a config.json and weights")
     parser.add_argument("--output", required=True, type=Path, help="CSV file; rows are appended")
+    parser.add_argument(
+        "--engines", nargs="+", metavar="ENGINE", help="plain, 'single rows', 1 to D, text (default: all)"
+    )
     parser.add_argument("--rows", type=int, default=4, help="of a request in a step that verifies, D (default: 4)")
     parser.add_argument("--lengths", type=positive_integers, default=[8192], help="of single prompts (default: 8192)")
     parser.add_argument("--batch", type=batch_sizes, default="32", help="sizes such as 8,32; 0 for none (default: 32)")
@@ -71,6 +74,10 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     check_least(parser, arguments, {"rows": 2, "new_tokens": 9, "repetitions": 1, "batch_length": 1})
+    allowed = PLAIN, SINGLE_ROWS, *map(str, range(1, arguments.rows + 1)), TEXT
+    arguments.engines = arguments.engines or list(allowed)
+    if unknown := set(arguments.engines) - set(allowed):
+        parser.error(f"--engines is {sorted(unknown)}; allowed: {', '.join(allowed)}")
     return arguments
 
 
@@ -80,7 +87,7 @@ def main() -> int:
         measure(arguments)
         return 0
     before = len(results_file.read(arguments.output))
-    for engine in (PLAIN, SINGLE_ROWS, *map(str, range(1, arguments.rows + 1)), TEXT):
+    for engine in arguments.engines:
         command = [sys.executable, "-m", "benchmarks.serving.speculation", *sys.argv[1:], "--worker", engine]
         environment = os.environ | environment_of(engine)
         if subprocess.run([*command, "--commit", arguments.commit], env=environment).returncode:
