@@ -25,7 +25,9 @@ from sala_kernels.gated_norm import gated_norm
 from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_commit import lightning_commit
 from sala_kernels.lightning_step import lightning_step
+from sala_kernels.lightning_verify import lightning_verify
 from sala_kernels.nvrtc import compile_source
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
@@ -44,6 +46,7 @@ from benchmarks.operators.linear_kernels import BLOCK, CHANNEL, INT4, make_weigh
 
 HEADS, KV_HEADS, DIM, WIDTH, PROJECTED = 32, 2, 128, 4096, 4 * 4096
 TOKENS, REQUESTS, CONTEXT = 8192, 32, 2**20
+LAYERS, ROWS = 24, 4  # lightning layers, and rows per request of a verify step
 GEOMETRY = SparseGeometry()
 FEW_ROWS = 8
 TRITON = "triton"  # the implementation whose kernels are compiled
@@ -219,10 +222,17 @@ def operators() -> dict[str, Callable[[], object]]:
     inv_freq = empty(DIM // 2, dtype=torch.float32)
     chunk = *turned, v, states, ints(0), ints(0, TOKENS), ints(-1), ints(0), decay, 1.0
     step = head_weight, head_weight, slots, inv_freq, 1e-6, states, slots, slots, decay, 1.0
+    q_rows, k_rows, v_rows, _ = projection(ROWS * REQUESTS)
+    stash = empty(LAYERS, ROWS * REQUESTS, 2, HEADS, DIM)
+    norm_rope = head_weight, head_weight, torch.arange(ROWS * REQUESTS), inv_freq, 1e-6
+    verify = q_rows, k_rows, v_rows, *norm_rope, states, slots, stash[0], decay, 1.0
+    commit = stash, ROWS, states.expand(LAYERS, *states.shape), slots, slots, slots, slots, decay
     rows, gate = empty(TOKENS, WIDTH), empty(TOKENS, PROJECTED)[:, -WIDTH:]
     return {
         "lightning_chunk": lambda: lightning_chunk(*chunk, implementation=TRITON),
         "lightning_step": lambda: lightning_step(q_step, k_step, v_step, *step, implementation=TRITON),
+        "lightning_verify": lambda: lightning_verify(*verify, implementation=TRITON),
+        "lightning_commit": lambda: lightning_commit(*commit, implementation=TRITON),
         "qk_norm_rope": lambda: qk_norm_rope(
             q, k, head_weight, head_weight, torch.arange(TOKENS), inv_freq, 1e-6, implementation=TRITON
         ),

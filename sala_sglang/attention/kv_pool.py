@@ -60,6 +60,9 @@ class SalaKVPool(MHATokenToKVPool):
         keys, values = self._get_key_buffer(compact_id), self._get_value_buffer(compact_id)
         store_kv(cache_k, cache_v, keys, values, unwrap_write_loc(loc_info)[0], layer.kv_scales)
 
+    def _init_kv_copy_and_warmup(self) -> None:
+        """Nothing: drafts are chains, of which accepted tokens stay where they are."""
+
     def get_kv_size_bytes(self) -> tuple[int, int]:
         """Bytes of keys, compressed ones included, and of values."""
         key_bytes, value_bytes = super().get_kv_size_bytes()

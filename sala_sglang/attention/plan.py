@@ -64,6 +64,43 @@ def paged_decode(batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int,
     )
 
 
+def paged_verify(
+    batch: ForwardBatch, token_slots: torch.Tensor, dense_len: int, max_context_len: int
+) -> tuple[PagedBatch, PagedBatch]:
+    """Plans of a verify step, in which every request has the same few rows: to attend, and to compress keys.
+
+    To attend, each row is a request of one row, as in a decode step. Rows of drafts may lie behind the end of the
+    context, where nothing of them is ever served: they take the last length that fits. Keys are compressed once per
+    token, so there a request has all of its rows.
+    """
+    rows = batch.spec_info.draft_token_num
+    device = batch.seq_lens.device
+    ends = batch.seq_lens[:, None] + torch.arange(1, rows + 1, device=device)
+    attended = ends.clamp(max=max_context_len).flatten().int()
+    attend = PagedBatch(
+        query_start=torch.arange(attended.numel() + 1, dtype=torch.int32, device=device),
+        kv_lens=attended,
+        sparse_from=torch.full_like(attended, _first_sparse_step(dense_len)),
+        request_rows=batch.req_pool_indices.repeat_interleave(rows),
+        token_slots=token_slots,
+        max_query_tokens=1,
+        max_kv_tokens=max_context_len,
+    )
+    if rows == 1:
+        return attend, attend
+    written = ends[:, -1].int()
+    compress = replace(
+        attend,
+        query_start=torch.arange(0, attended.numel() + 1, rows, dtype=torch.int32, device=device),
+        kv_lens=written,
+        sparse_from=torch.zeros_like(written),  # of attention alone
+        request_rows=batch.req_pool_indices,
+        max_query_tokens=rows,
+        max_kv_tokens=token_slots.shape[1],
+    )
+    return attend, compress
+
+
 def only_last_rows(plan: PagedBatch, max_context_len: int) -> PagedBatch:
     """The plan of a prefill step for the last row of every request, whose keys are written already: a decode step."""
     start = torch.arange(plan.size + 1, dtype=torch.int32, device=plan.kv_lens.device)
@@ -84,6 +121,13 @@ def state_decode(batch: ForwardBatch, state_slots: torch.Tensor, track_indices: 
     """Plan of a decode step; ``track_indices`` are the snapshot slots of rows that SGLang wants kept, if any."""
     snapshot_slots = _snapshot_slots(batch, track_indices, state_slots)
     return StatePlan(state_slots, _one_row_each(batch), snapshot_slots, torch.ones_like(state_slots))
+
+
+def state_verify(batch: ForwardBatch, state_slots: torch.Tensor) -> StatePlan:
+    """Plan of a verify step, which takes no snapshots: those come when it is known which rows stay."""
+    nowhere = torch.full_like(state_slots, -1)
+    start = torch.arange(len(state_slots) + 1, dtype=torch.int32, device=state_slots.device)
+    return StatePlan(state_slots, start * batch.spec_info.draft_token_num, nowhere, torch.zeros_like(state_slots))
 
 
 def _first_sparse_step(dense_len: int) -> int:

@@ -7,15 +7,15 @@ from sala_kernels.compress_keys import compress_keys
 from sala_kernels.layout import PagedBatch
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
 from sala_sglang.attention.kv_pool import layer_buffers, scales_of
-from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend
+from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend, paged_verify
 from sala_sglang.attention.warm_up import compile_sparse
 from sala_sglang.config import SALAConfig
 from sala_sglang.environment import dense_len_tokens
@@ -34,6 +34,7 @@ class SparseBackend(AttentionBackend):
         self.dense_len = dense_len_tokens(config)
         self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
         self.plan: PagedBatch
+        self.compress_plan: PagedBatch  # the same, except in a verify step
         layers = self.token_to_kv_pool.full_attention_layer_id_mapping  # those of this pipeline stage
         if torch.device(runner.device).type == "cuda" and layers:
             self._compile(config, min(layers))
@@ -50,21 +51,29 @@ class SparseBackend(AttentionBackend):
         )
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        if forward_batch.forward_mode.is_decode():
+        mode = forward_batch.forward_mode
+        if mode.is_decode() or mode.is_target_verify():
             self.init_forward_metadata_in_graph(forward_batch)
-        elif forward_batch.forward_mode.is_extend():
+        elif mode.is_extend():
             self.plan = paged_extend(forward_batch, self.req_to_token_pool.req_to_token, self.dense_len)
+            self.compress_plan = self.plan
 
     def init_forward_metadata_in_graph(self, forward_batch: ForwardBatch) -> None:
-        self.plan = paged_decode(
-            forward_batch, self.req_to_token_pool.req_to_token, self.dense_len, self.max_context_len
-        )
+        arguments = forward_batch, self.req_to_token_pool.req_to_token, self.dense_len, self.max_context_len
+        if forward_batch.forward_mode.is_target_verify():
+            self.plan, self.compress_plan = paged_verify(*arguments)
+        else:
+            self.plan = self.compress_plan = paged_decode(*arguments)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Nothing to allocate: the plan of a captured step is recorded over the graph runner's buffers."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1
+
+    def shared_read_ends(self, fm: ForwardMode) -> SharedReadEnds:
+        """A verify step reads the table of token slots to its end, while the scheduler prepares the next one."""
+        return SharedReadEnds.POST_REPLAY if fm.is_target_verify() else super().shared_read_ends(fm)
 
     def forward_extend(
         self,
@@ -84,7 +93,7 @@ class SparseBackend(AttentionBackend):
         keys, values, compressed = layer_buffers(self.token_to_kv_pool, layer.layer_id)
         scales = scales_of(layer, keys)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        compress_keys(keys, compressed, self.plan, self.geometry, kv_scales=scales)
+        compress_keys(keys, compressed, self.compress_plan, self.geometry, kv_scales=scales)
         plan = only_last_rows(self.plan, self.max_context_len) if last_rows else self.plan
         blocks = select_blocks(self._whole_groups(queries), compressed, plan, self.geometry, layer.scaling)
         output = sparse_attention(queries, keys, values, blocks, plan, self.geometry, layer.scaling, kv_scales=scales)

@@ -7,6 +7,7 @@ import torch
 from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_commit import lightning_commit
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import serving_implementation, sparse_attention
 
@@ -80,6 +81,15 @@ def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torc
     start = torch.tensor([0, LONG_TOKENS], dtype=torch.int32, device=states.device)
     lightning_chunk(q, q, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
     logger.info("Kernels of lightning prefill are compiled, after %.1f s", time.perf_counter() - began)
+
+
+def compile_commit(stash: torch.Tensor, rows: int, states: torch.Tensor, log_decay: torch.Tensor) -> None:
+    """Commit nothing, to no state: this kernel is in no graph, and the first accepted draft need not wait for it.
+
+    The arguments as lightning_commit takes them.
+    """
+    nowhere = torch.full((1,), -1, dtype=torch.int32, device=states.device)
+    lightning_commit(stash, rows, states, nowhere, torch.zeros_like(nowhere), nowhere, nowhere, log_decay)
 
 
 def _end_of_prompt(rows: int, length: int, token_slots: torch.Tensor) -> PagedBatch:

@@ -141,8 +141,9 @@ class LightningMixer(MergedProjections):
         """x [T, hidden_size] -> the same in ``dtype``, or its ``rows`` alone; the state takes in all."""
         q, k, v, gate = self.project(x, dtype)
         norm_rope = self.q_norm.weight, self.k_norm.weight, positions, self.inv_freq(), self.eps
-        # The mode by which SGLang calls the backend: its decode step includes norm and rotation.
-        if forward_batch.logical_forward_mode.is_decode():
+        # The mode by which SGLang calls the backend: its decode and verify steps include norm and rotation.
+        mode = forward_batch.logical_forward_mode
+        if mode.is_decode() or mode.is_target_verify():
             output = self.attn(q, k, v, forward_batch, norm_rope=norm_rope)
         else:
             q, k = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k))

@@ -71,6 +71,7 @@ def _register() -> None:
             backend_class_name="sala_sglang.attention.lightning_backend.LightningBackend",
             arch_names=[ARCHITECTURE],
             support_mamba_cache_extra_buffer=True,
+            hybrid_backend_class_name="sala_sglang.speculation.hybrid_backend.SalaHybridBackend",
         )
     )
     add_attention_backend_choices([BACKEND])

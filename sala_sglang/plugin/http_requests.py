@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
+from sala_sglang.plugin import speculation
 from sala_sglang.plugin.hooks import apply_hooks, hook_around
 from sala_sglang.plugin.request_values import check_message, check_range
 
@@ -174,6 +175,7 @@ def tokenize(
     if manager.enable_metrics:
         _check_labels(request.custom_labels or {}, manager.metrics_collector.labels)
     check_message(message, config.vocab_size, config.hidden_size)
+    speculation.check_message(message)
     return message
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sala_sglang.plugin import speculation
 from sala_sglang.plugin.request_values import check_message
 
 LOWEST_LOGIT = -1e30  # probability 0 next to any other; finite after the division by a temperature
@@ -21,6 +22,7 @@ def refuse_impossible(original: Callable, scheduler: Any, message: Any, **kwargs
     config = scheduler.model_config
     try:
         check_message(message, config.vocab_size, config.hidden_size)
+        speculation.check_message(message)
     except Exception as error:  # of a type that no check expects, too
         _refuse(scheduler, message, f"{error}")
     else:

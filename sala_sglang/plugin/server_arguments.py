@@ -17,7 +17,7 @@ from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.pipeline import check_both_kinds, divide_layers
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.plugin import cpu, hierarchical_cache, quantization
+from sala_sglang.plugin import cpu, hierarchical_cache, quantization, speculation
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
@@ -150,6 +150,8 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     device = found("device")
     check_limits(found, ARGUMENT_LIMITS)
     check_limits(found, (_cache_limit(model.dtype, device, found("kv_cache_dtype")), _lora_limit(device)))
+    check_limits({"speculative_algorithm": speculation.algorithm_of(found)}.get, [_speculation_limit()])
+    check_limits(found, speculation.argument_limits(found))
     check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
@@ -225,6 +227,10 @@ def _cache_limit(dtype: torch.dtype, device: str, asked: str) -> tuple[str, tupl
     return "kv_cache_dtype", ("auto", *names, FP8_CACHE), "keys and values have the model's dtype, or e4m3 with scales"
 
 
+def _speculation_limit() -> tuple[str, tuple, str]:
+    return "speculative_algorithm", speculation.ALGORITHMS, _reason("speculative_algorithm")
+
+
 def _quantization_limit(device: str) -> tuple[str, tuple, str]:
     allowed = (None,) if device == "cpu" else (None, *ONLINE_QUANTIZATION)
     return "quantization", allowed, _reason("quantization")
@@ -255,6 +261,8 @@ def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
 
     page = config.sparse_geometry.block_size
     declare_resolution(server_args, __name__, page_size=page)
+    chosen = speculation.defaults(lambda field: resolution_result(server_args, field))
+    declare_resolution(server_args, __name__, **chosen)
     chunk = resolution_result(server_args, "chunked_prefill_size")
     if chunk is not None and chunk > 0 and chunk % page:
         whole_pages = max(page, chunk // page * page)

@@ -12,7 +12,16 @@ from sala_kernels.kv_scales import E4M3
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
-from sala_sglang.plugin import cpu, hierarchical_cache, lora, prefix_cache, quantization, scheduler_requests
+from sala_sglang.plugin import (
+    cpu,
+    cpu_speculation,
+    hierarchical_cache,
+    lora,
+    prefix_cache,
+    quantization,
+    scheduler_requests,
+    speculation,
+)
 from sala_sglang.plugin.hooks import apply_hooks, hook_after, hook_around
 
 if TYPE_CHECKING:  # importing SGLang's backends takes long
@@ -28,7 +37,7 @@ def prepare_worker(config: SALAConfig) -> None:
     if "worker" in _done:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.runtime_context import get_lora, get_memory, get_parallel
+    from sglang.srt.runtime_context import get_lora, get_memory, get_parallel, get_spec
 
     check_resolution()
     check_ranks_agree()
@@ -45,6 +54,10 @@ def prepare_worker(config: SALAConfig) -> None:
         hook_around(hierarchical_cache.HOOKS)
         if cpu.without_cuda():
             cpu.provide_host_copies()
+    if get_spec().speculative_algorithm is not None:
+        hook_around(speculation.HOOKS)
+        if cpu.without_cuda():
+            cpu_speculation.provide_verification()
     apply_hooks()
     _done.add("worker")
 

@@ -5,7 +5,7 @@ import torch
 from sala_kernels import contract
 
 from sala_sglang.attention import warm_up
-from sala_sglang.attention.warm_up import compile_lightning, compile_sparse, prompt_lengths
+from sala_sglang.attention.warm_up import compile_commit, compile_lightning, compile_sparse, prompt_lengths
 from tests.kernels.sparse_inputs import RELEASED, SMALL, Inputs
 
 
@@ -35,4 +35,13 @@ def test_states_are_left_alone(device, monkeypatch, implementation):
     monkeypatch.setattr(contract, "default_implementation", lambda device: implementation)
     states = torch.full((3, 2, 16, 16), torch.nan, device=device)
     compile_lightning(states, -torch.ones(2, device=device), torch.bfloat16)
+    assert states.isnan().all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+def test_a_commit_of_nothing_leaves_states_alone(device, monkeypatch, implementation):
+    monkeypatch.setattr(contract, "default_implementation", lambda device: implementation)
+    states = torch.full((2, 3, 2, 16, 16), torch.nan, device=device)
+    stash = torch.full((2, 8, 2, 2, 16), torch.nan, dtype=torch.bfloat16, device=device)
+    compile_commit(stash, 4, states, -torch.ones(2, device=device))
     assert states.isnan().all()

@@ -103,6 +103,10 @@ def test_floors_of_states_rows_and_ceilings():
     state = 32 * 128 * 128 * 4
     assert state == 2 * 2**20
     assert floors.lightning_step(3, RELEASED) == Floor(3 * state, 3 * state, 4 * 3 * 32 * 128 * 128)
+    row = 32 * 128 * 2
+    verify = Floor(3 * state + 3 * 12 * row, 3 * 12 * row, 4 * 12 * 32 * 128 * 128)
+    assert floors.lightning_verify(3, 4, RELEASED) == verify
+    assert floors.lightning_commit(3, 24, RELEASED).read_bytes == 72 * state
     chunk = floors.lightning_chunk([512, 100], RELEASED)
     assert chunk == Floor(3 * 612 * 8192 + 2 * state, 612 * 8192 + 2 * state, 4 * 612 * 32 * 128 * 128)
     assert floors.row_wise(10, 4096, read=2, written=1) == Floor(2 * 10 * 8192, 10 * 8192)
@@ -326,15 +330,16 @@ def test_memory_of_the_released_model():
     assert both["sum"] - both["sum with these"] == 3 * 2**20 * 4096
 
 
-def test_compiled_kernels(tmp_path):
-    """Triton and ptxas need no GPU; their answer depends on their versions, but the fused step is far from spilling."""
+@pytest.mark.parametrize("operator", ["lightning_step", "lightning_verify", "lightning_commit"])
+def test_compiled_kernels(tmp_path, operator):
+    """Triton and ptxas need no GPU; their answer depends on their versions, but these are far from spilling."""
     output = tmp_path / "compiled.csv"
     command = [
         sys.executable,
         "-m",
         "benchmarks.operators.registers",
         "--only",
-        "lightning_step",
+        operator,
         "--output",
         str(output),
     ]
@@ -343,7 +348,7 @@ def test_compiled_kernels(tmp_path):
     assert done.returncode == 0, done.stderr
     with output.open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["kernel"] == "_step_kernel" and row["spill_bytes"] == "0"
+    assert row["kernel"] == f"_{operator.removeprefix('lightning_')}_kernel" and row["spill_bytes"] == "0"
     assert 0 < int(row["registers"]) < 128 and int(row["per_sm"]) >= 4
 
 

@@ -10,7 +10,9 @@ from sala_kernels.compress_keys import compress_keys
 from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import SparseGeometry
 from sala_kernels.lightning import lightning_chunk
+from sala_kernels.lightning_commit import lightning_commit
 from sala_kernels.lightning_step import lightning_step
+from sala_kernels.lightning_verify import lightning_verify
 from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
@@ -46,7 +48,11 @@ def call_operators(rows: list[int]) -> None:
     states, decay = torch.empty(PAGES, QUERY_HEADS, DIM, DIM), torch.empty(QUERY_HEADS)
     if decode:
         step = states, slots, slots, decay, 1.0
-        lightning_step(q, k, v, weight, weight, positions, frequencies, 1e-6, *step, implementation="triton")
+        norm_rope = weight, weight, positions, frequencies, 1e-6
+        lightning_step(q, k, v, *norm_rope, *step, implementation="triton")
+        stash = pool.new_empty(1, tokens, 2, QUERY_HEADS, DIM)
+        lightning_verify(q, k, v, *norm_rope, states, slots, stash[0], decay, 1.0, implementation="triton")
+        lightning_commit(stash, 1, states[None], slots, slots, slots, slots, decay, implementation="triton")
     else:
         qk_norm_rope(q, k, weight, weight, positions, frequencies, 1e-6, implementation="triton")
         chunk = states, slots, batch.query_start, slots, slots, decay, 1.0

@@ -6,6 +6,7 @@ from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
 from tests.planted.plugin import PLUGIN
 from tests.planted.serving import SERVING
+from tests.planted.speculation import SPECULATION
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS)
+MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS, *SPECULATION)

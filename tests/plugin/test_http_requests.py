@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
+from sglang.srt import runtime_context
 from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -16,6 +17,11 @@ from sala_sglang.plugin import http_requests
 
 VOCABULARY, HIDDEN = 100, 8
 LOWEST_TEMPERATURE = 1e-6  # SGLang takes lower ones for greedy
+
+
+@pytest.fixture(autouse=True)
+def without_speculation(monkeypatch):
+    monkeypatch.setattr(runtime_context, "get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
 
 
 def parse(body, validator):

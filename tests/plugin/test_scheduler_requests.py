@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt import runtime_context
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.schedule_policy import AddReqResult
 from sglang.srt.sampling.sampling_params import SamplingParams
@@ -14,6 +15,11 @@ from sala_sglang.plugin import scheduler_requests
 
 VOCABULARY = 100
 LOWEST_TEMPERATURE = 1e-6  # SGLang takes lower ones for greedy
+
+
+@pytest.fixture(autouse=True)
+def without_speculation(monkeypatch):
+    monkeypatch.setattr(runtime_context, "get_spec", lambda: SimpleNamespace(speculative_algorithm=None))
 
 
 class Scheduler:

@@ -32,7 +32,7 @@ from tests.plugin.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(sala_sglang.__file__).parent
-ROOMS = ("plugin", "attention", "models", "quantization")
+ROOMS = ("plugin", "attention", "models", "quantization", "speculation")
 SERVING = [path for folder in ROOMS for path in sorted((PACKAGE / folder).rglob("*.py"))]
 LEDGER = PACKAGE / "plugin" / "touches"
 # Every step that registers something, with a recorder in place of SGLang's registry of hooks and of its application.
@@ -43,18 +43,21 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import cpu, entry_point, hooks, http_requests, worker
 from sglang.srt import runtime_context
 from sglang.srt.lora import layers
+from sglang.srt.mem_cache import allocation
 from sglang.srt.lora.backend import torch_backend
 from sglang.srt.mem_cache import memory_pool_host
 from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang.srt.speculative import eagle_utils
 
-MODULES = memory_pool_host, base, common, mamba, mha, layers, torch_backend
+MODULES = memory_pool_host, base, common, mamba, mha, layers, torch_backend, allocation, eagle_utils
 found, registered = {}, []
 HookRegistry.register = lambda target, function, kind: registered.append((target, "hook " + kind.value))
 HookRegistry.apply_hooks = hooks.check_hooks = lambda: None
 runtime_context.get_memory = lambda: SimpleNamespace(enable_hierarchical_cache=True)
 runtime_context.get_lora = lambda: SimpleNamespace(enable_lora=True)
 runtime_context.get_parallel = lambda: SimpleNamespace(pp_size=2)
+runtime_context.get_spec = lambda: SimpleNamespace(speculative_algorithm="NGRAM")
 cpu.without_cuda = lambda: True
 worker.check_resolution = worker.check_ranks_agree = lambda: None  # there are no server and no ranks
 
@@ -135,7 +138,7 @@ def test_variables_are_known_to_sglang(name):
 
 
 def subclasses() -> list[type]:
-    """The classes under plugin/, attention/, models/ and quantization/ that inherit from one of SGLang's."""
+    """The classes in these rooms that inherit from one of SGLang's."""
     found = []
     for path in SERVING:
         module = importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))

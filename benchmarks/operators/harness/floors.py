@@ -179,3 +179,18 @@ def lightning_step(requests: int, sizes: Sizes) -> Floor:
     heads, dim = sizes.query_heads, sizes.head_dim
     state_bytes = requests * heads * dim * dim * STATE_BYTES
     return Floor(state_bytes, state_bytes, 4 * requests * heads * dim * dim)
+
+
+def lightning_verify(requests: int, rows: int, sizes: Sizes) -> Floor:
+    """A verify step of one layer: each state read, and q, k, v, output, and k and v that are kept, of every row."""
+    heads, dim = sizes.query_heads, sizes.head_dim
+    state_bytes = requests * heads * dim * dim * STATE_BYTES
+    row_bytes = requests * rows * heads * dim * ELEMENT_BYTES
+    return Floor(state_bytes + 3 * row_bytes, 3 * row_bytes, 4 * requests * rows * heads * dim * dim)
+
+
+def lightning_commit(requests: int, layers: int, sizes: Sizes) -> Floor:
+    """The commit of ``layers``. Bytes are those of the states alone, read and written, as in a decode step."""
+    heads, dim = sizes.query_heads, sizes.head_dim
+    state_bytes = layers * requests * heads * dim * dim * STATE_BYTES
+    return Floor(state_bytes, state_bytes, 2 * layers * requests * heads * dim * dim)

@@ -3,8 +3,7 @@
 The state is nearly all of the traffic. While its slice of it is on the way, every program normalises and rotates q and
 k of its head by itself: the few programs of a head repeat that work, and nothing is exchanged between them.
 
-Several rows per request, with the state after each in a slot of its own, would be a loop around what follows the load
-of the state: the slice stays in registers from row to row, and snapshot_slots would become [B, rows].
+Several rows per request, of which not all may stay, are lightning_verify's.
 """
 
 import torch
@@ -14,7 +13,7 @@ import triton.language as tl
 from sala_kernels.contract import check_dtypes
 from sala_kernels.dependent_launch import dependent_launch, wait_for_predecessor
 from sala_kernels.lightning_step import Arguments
-from sala_kernels.qk_norm_rope.common import round_and_weigh
+from sala_kernels.lightning_step.common import load_pairs, next_state, norm_rope
 
 VALUE_COLUMNS = 32  # per program, a cache line of each row of the state; 32 heads of 128 are 128 programs per request
 
@@ -52,7 +51,7 @@ def _step_kernel(
     k,
     v,
     p_output,
-    norm_rope,
+    norm_and_rotation,
     states,
     p_state_slots,
     p_snapshot_slots,
@@ -67,7 +66,7 @@ def _step_kernel(
     p_k, k_stride = k
     p_v, v_stride = v
     p_states, slot_stride = states
-    p_q_weight, p_k_weight, p_positions, p_inv_freq, eps = norm_rope
+    p_q_weight, p_k_weight, p_positions, p_inv_freq, eps = norm_and_rotation
     i_head, i_request = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_column = tl.program_id(0) * BV
     o_dim, o_column = tl.arange(0, D), tl.arange(0, BV)
@@ -77,9 +76,9 @@ def _step_kernel(
     log_decay = tl.load(p_log_decay + i_head)
     position = tl.load(p_positions + i_request)
     b_inv_freq = tl.load(p_inv_freq + o_dim % (D // 2))
-    q_pairs = _load_pairs(p_q + i_request * q_stride + i_head * D, D)
-    k_pairs = _load_pairs(p_k + i_request * k_stride + i_head * D, D)
-    q_weights, k_weights = _load_pairs(p_q_weight, D), _load_pairs(p_k_weight, D)
+    q_pairs = load_pairs(p_q + i_request * q_stride + i_head * D, D)
+    k_pairs = load_pairs(p_k + i_request * k_stride + i_head * D, D)
+    q_weights, k_weights = load_pairs(p_q_weight, D), load_pairs(p_k_weight, D)
     b_v = tl.load(p_v + i_request * v_stride + i_head * D + i_column + o_column)
     p_output += (i_request * tl.num_programs(1) + i_head) * D + i_column
 
@@ -94,31 +93,12 @@ def _step_kernel(
         # Positions reach a million and more radians: on CUDA tl.cos and tl.sin are libdevice's, which reduce exactly.
         angle = position.to(tl.float32) * b_inv_freq
         b_cos, b_sin = tl.cos(angle), tl.sin(angle)
-        b_q = _norm_rope(q_pairs, q_weights, b_cos, b_sin, eps, D)
-        b_k = _norm_rope(k_pairs, k_weights, b_cos, b_sin, eps, D)
+        b_q = norm_rope(q_pairs, q_weights, b_cos, b_sin, eps, D)
+        b_k = norm_rope(k_pairs, k_weights, b_cos, b_sin, eps, D)
 
-        b_state = tl.exp(log_decay) * b_state + b_k[:, None] * b_v.to(tl.float32)[None, :]
+        b_state = next_state(b_state, b_k, b_v.to(tl.float32), log_decay)
         b_output = tl.sum(b_q[:, None] * b_state, axis=0) * scale
         tl.store(p_output + o_column, b_output.to(p_output.dtype.element_ty))
         tl.store(p_state + o_state, b_state)
         if snapshot_slot >= 0:
             tl.store(p_states + snapshot_slot.to(tl.int64) * slot_stride + i_state + o_state, b_state)
-
-
-@triton.jit
-def _load_pairs(p_x, D: tl.constexpr):
-    """D elements, and for each the one that it rotates with."""
-    o_dim = tl.arange(0, D)
-    return tl.load(p_x + o_dim), tl.load(p_x + (o_dim + D // 2) % D)
-
-
-@triton.jit
-def _norm_rope(pairs, weights, b_cos, b_sin, eps, D: tl.constexpr):
-    """One head as qk_norm_rope leaves it, in float32."""
-    b_x, b_pair = pairs[0].to(tl.float32), pairs[1].to(tl.float32)
-    # Half by half, as qk_norm_rope sums.
-    b_squares = tl.reshape(b_x * b_x, [2, D // 2])
-    factor = tl.rsqrt(tl.sum(tl.sum(b_squares, axis=1), axis=0) / D + eps)
-    b_x, b_pair = round_and_weigh(b_x * factor, weights[0]), round_and_weigh(b_pair * factor, weights[1])
-    b_turned = tl.where(tl.arange(0, D) < D // 2, -b_pair, b_pair)
-    return (b_x * b_cos + b_turned * b_sin).to(weights[0].dtype).to(tl.float32)

@@ -4,13 +4,23 @@
 ``tests/plugin/test_argument_table.py`` compares it with the arguments that SGLang has. Nothing here imports SGLang.
 """
 
-from sala_sglang.plugin.argument_table import absent, execution, memory, model, operation, parallel, scheduling
+from sala_sglang.plugin.argument_table import (
+    absent,
+    execution,
+    memory,
+    model,
+    operation,
+    parallel,
+    scheduling,
+    speculation,
+)
 from sala_sglang.plugin.argument_table.verdict import OTHER, REFUSED, Verdict
 
 TABLE: tuple[Verdict, ...] = (
     *model.VERDICTS,
     *memory.VERDICTS,
     *scheduling.VERDICTS,
+    *speculation.VERDICTS,
     *parallel.VERDICTS,
     *execution.VERDICTS,
     *operation.VERDICTS,

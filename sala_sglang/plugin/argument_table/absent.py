@@ -1,12 +1,10 @@
-"""Arguments about what this model does not have: experts, images, drafts, a second server for prefill."""
+"""Arguments about what this model does not have: experts, images, a second server for prefill."""
 
 from sala_sglang.plugin.argument_table.verdict import OFF, other, refused
 
 _NO_EXPERTS = "there are no experts"
 
 VERDICTS = (
-    refused("speculative_algorithm", (None,), "recurrent states cannot be rolled back to the accepted draft yet"),
-    refused("decoupled_spec_role", ("null",), "recurrent states cannot be rolled back to the accepted draft yet"),
     refused("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
     refused("enable_pd_role_switch", OFF, "compressed keys are not transferred between servers"),
     refused("moe_a2a_backend", ("none",), _NO_EXPERTS),
@@ -33,24 +31,6 @@ VERDICTS = (
         "mm_global_cache_backend disable_fast_image_processor mm_feature_transport "
         "enable_precise_embedding_interpolation encoder_transfer_backend encoder_urls encoder_bootstrap_port "
         "encoder_register_urls enable_adaptive_dispatch_to_encoder",
-    ),
-    other(
-        "speculative decoding",
-        "uno_lora_path speculative_draft_model_path speculative_draft_model_revision speculative_draft_load_format "
-        "speculative_num_steps speculative_eagle_topk speculative_num_draft_tokens speculative_dflash_block_size "
-        "speculative_dspark_block_size speculative_dspark_sps_table_path speculative_dspark_confidence_sts_path "
-        "speculative_dspark_align_verify_tokens_to_graph_tier speculative_accept_threshold_single "
-        "speculative_accept_threshold_acc speculative_use_rejection_sampling speculative_token_map "
-        "speculative_attention_mode speculative_draft_attention_backend speculative_dsa_topk_backend "
-        "speculative_draft_kv_cache_dtype speculative_draft_window_size speculative_moe_runner_backend "
-        "speculative_moe_a2a_backend speculative_enable_w4a4_mxfp4_megamoe speculative_draft_model_quantization "
-        "_speculative_draft_quantization_explicitly_set enable_multi_layer_eagle speculative_adaptive "
-        "speculative_adaptive_config spec_trace_dir speculative_ngram_min_bfs_breadth "
-        "speculative_ngram_max_bfs_breadth speculative_ngram_match_type speculative_ngram_max_trie_depth "
-        "speculative_ngram_capacity speculative_ngram_external_corpus_path speculative_ngram_external_sam_budget "
-        "speculative_ngram_external_corpus_max_tokens speculative_domino_candidate_pool_size "
-        "speculative_boundary_reduction speculative_use_block_verification speculative_draft_sink_size "
-        "decoupled_spec_bind_endpoint decoupled_spec_connect_endpoints decoupled_spec_rank",
     ),
     other(
         "a second server for prefill or decode",

@@ -41,7 +41,9 @@ VERDICTS = (
         "enable_profile_cuda_graph enable_cudagraph_gc",
     ),
     read("SGLang's sampler, behind the logits", "sampling_backend random_seed sampling_mask_max_tokens"),
-    read("SGLang's watermark, behind the logits", "enable_watermark watermark_config"),
+    read(
+        "SGLang's watermark, behind the logits; refused with speculative decoding", "enable_watermark watermark_config"
+    ),
     read(
         "made by SGLang from watermark_config",
         "watermark_key watermark_key_b watermark_context_window watermark_mixing_probability "

@@ -23,6 +23,7 @@ MEANS = {
 }
 
 NO_CUDA, HIERARCHICAL = "machines without CUDA", "--enable-hierarchical-cache"
+SPECULATIVE = "--speculative-algorithm"
 OFFICIAL = "stays: SGLang is extended this way"
 
 

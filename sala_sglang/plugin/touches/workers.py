@@ -23,6 +23,7 @@ _BACKENDS_AND_POOLS = (
             "init_cuda_graph_state",
             "init_forward_metadata",
             "init_forward_metadata_in_graph",
+            "shared_read_ends",
         ),
         why="the backend of the sparse layers",
         until=OFFICIAL,
@@ -37,6 +38,7 @@ _BACKENDS_AND_POOLS = (
             "forward_extend",
             "init_forward_metadata",
             "init_forward_metadata_in_graph",
+            "init_forward_metadata_out_graph",
         ),
         why="the backend of the lightning layers: state slots and their buffers under CUDA graphs are SGLang's",
         until=OFFICIAL,
@@ -63,6 +65,7 @@ _BACKENDS_AND_POOLS = (
         names=(
             "_clear_buffers",
             "_create_buffers",
+            "_init_kv_copy_and_warmup",
             "get_cpu_copy",
             "get_kv_size_bytes",
             "host_pool_decls",
@@ -70,7 +73,7 @@ _BACKENDS_AND_POOLS = (
             "set_kv_buffer",
         ),
         why="compressed keys are allocated, counted, saved and restored with the pages they belong to; FP8 has a scale "
-        "for each KV head",
+        "for each KV head; drafts are chains, so nothing is moved",
         until="a pool can have a companion of so many bytes per page, and scales by head",
     ),
 )

@@ -1,0 +1,96 @@
+"""Mistakes in speculative decoding: rows, states, drafts, refusals."""
+
+from tests.planted.mistake import Mistake
+
+_VERIFY, _COMMIT = "kernels/sala_kernels/lightning_verify", "kernels/sala_kernels/lightning_commit"
+_KERNEL_TESTS, _PLAN_TESTS = "tests/kernels/test_lightning_verify.py", "tests/attention/test_plan.py"
+_PLAN, _PROPOSER = "sala_sglang/attention/plan.py", "sala_sglang/speculation/proposer.py"
+_PROPOSER_TESTS, _DRAFT_TESTS = "tests/speculation/test_proposer.py", "tests/speculation/test_drafts.py"
+_SERVER_TESTS = "tests/plugin/test_speculation.py"
+
+SPECULATION = (
+    Mistake(
+        "verify: every row starts from the state before the step",
+        f"{_VERIFY}/triton.py",
+        "b_state = next_state(b_state, b_k, b_v.to(tl.float32), log_decay)",
+        "b_state = b_state if i > 0 else next_state(b_state, b_k, b_v.to(tl.float32), log_decay)",
+        f"{_KERNEL_TESTS}::test_rows_and_states_are_those_of_decode_steps",
+    ),
+    Mistake(
+        "verify: programs of a head keep each other's share of k",
+        f"{_VERIFY}/triton.py",
+        "is_mine = o_dim // BV == tl.program_id(0)",
+        "is_mine = o_dim // BV == 0",
+        f"{_KERNEL_TESTS}::test_rows_and_states_are_those_of_decode_steps",
+    ),
+    Mistake(
+        "commit: one row too many",
+        f"{_COMMIT}/triton.py",
+        "for i in range(rows):",
+        "for i in range(rows + 1):",
+        f"{_KERNEL_TESTS}::test_rows_and_states_are_those_of_decode_steps",
+    ),
+    Mistake(
+        "commit: a snapshot a row early",
+        f"{_COMMIT}/triton.py",
+        "(snapshot_row == i + 1)",
+        "(snapshot_row == i + 2)",
+        f"{_KERNEL_TESTS}::test_a_snapshot_is_the_state_after_its_row",
+    ),
+    Mistake(
+        "commit: requests that are gone are committed too",
+        f"{_COMMIT}/triton.py",
+        "(slot < 0) | ",
+        "(slot < -1) | ",
+        f"{_KERNEL_TESTS}::test_padding_and_foreign_slots",
+    ),
+    Mistake(
+        "plan: drafts reach behind the end of the context",
+        _PLAN,
+        "attended = ends.clamp(max=max_context_len)",
+        "attended = ends",
+        f"{_PLAN_TESTS}::test_drafts_behind_the_end_of_the_context_stay_within_bounds",
+    ),
+    Mistake(
+        "plan: rows of a request all attend to its end",
+        _PLAN,
+        "ends = batch.seq_lens[:, None] + torch.arange(1, rows + 1, device=device)",
+        "ends = batch.seq_lens[:, None] + torch.full((rows,), rows, device=device)",
+        f"{_PLAN_TESTS}::test_each_row_of_a_verify_step_is_the_decode_step_at_its_position",
+    ),
+    Mistake(
+        "drafts: the shortest match wins",
+        _PROPOSER,
+        "equal.cumprod(1).sum(1).argmax()",
+        "equal.cumprod(1).sum(1).argmin()",
+        f"{_PROPOSER_TESTS}::test_longer_suffix_wins_over_a_later_one",
+    ),
+    Mistake(
+        "drafts: tokens that are added are found a token late",
+        _PROPOSER,
+        "first = max(GRAM_TOKENS, begin + 1)",
+        "first = max(GRAM_TOKENS, begin + 2)",
+        f"{_PROPOSER_TESTS}::test_at_once_and_by_tokens_find_equally_long_matches",
+    ),
+    Mistake(
+        "drafts: what was not verified is not looked back at",
+        "sala_sglang/speculation/drafts.py",
+        "outlook.look_back(tokens)",
+        "outlook.size = len(tokens)",
+        f"{_DRAFT_TESTS}::test_wrong_drafts_are_no_longer_verified_and_right_ones_are_again",
+    ),
+    Mistake(
+        "refusals: a penalty passes with speculation",
+        "sala_sglang/plugin/speculation.py",
+        "if value is not None and value != allowed:",
+        "if value is not None and value > 9:",
+        f"{_SERVER_TESTS}::test_fields_of_requests_that_verification_blurs_are_refused",
+    ),
+    Mistake(
+        "sampling on a CPU: a rejected draft may be drawn again",
+        "sala_sglang/plugin/cpu_speculation.py",
+        "left[draft] = 0",
+        "left[draft] = left[draft]",
+        f"{_SERVER_TESTS}::test_sampled_tokens_have_the_target_s_distribution",
+    ),
+)

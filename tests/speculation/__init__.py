@@ -1,0 +1,1 @@
+"""Drafts: what is proposed, and when a step verifies it."""
