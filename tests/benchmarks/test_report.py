@@ -21,6 +21,7 @@ from benchmarks.report.tables.history import OTHERS
 NOT_SHOWN = {
     "operators/variants.csv": "what was tried belongs to the lab notes",
     "operators/registers.csv": "the compiler's figures, which are no measurement",
+    "serving/division.csv": "computed, and on the page about context parallelism",
 }
 ALL = [*TABLES.values(), *OTHERS.values()]
 TEMPLATE_NAMES = sorted(path.name for path in TEMPLATES.glob("*.md"))
