@@ -106,7 +106,9 @@ class Server:
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
-        ranks, fronts = (given_number(arguments, name) for name in ("--tp-size", "--tokenizer-worker-num"))
+        options = "--tp-size", "--dp-size", "--tokenizer-worker-num"
+        ranks, replicas, fronts = (given_number(arguments, name) for name in options)
+        ranks *= replicas
         self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))

@@ -146,7 +146,8 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     device = found("device")
     check_limits(found, ARGUMENT_LIMITS)
     check_limits(found, (_cache_limit(model.dtype), _lora_limit(device)))
-    check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
+    cache = found("enable_hierarchical_cache"), device, found("hicache_storage_backend")
+    check_limits(found, hierarchical_cache.argument_limits(*cache))
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
         quantization.check_ranks(config, found("tp_size"), device)

@@ -16,6 +16,7 @@ from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 from sala_sglang.attention.host_pool import CompressedKeysHostPool
 from sala_sglang.attention.kv_pool import layer_buffers, pool_class
 from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin.server_arguments import check_limits
 
 LAYERS, HEADS, HEAD_DIM, PAGE, PAGES = 3, 2, 128, 64, 6
 LAYOUT = "page_first_direct"
@@ -26,6 +27,7 @@ def host_copies(monkeypatch):
     """cpu.provide_host_copies, undone afterwards."""
     replaced = {name: None for name in ("transfer_kv_all_layer_direct_lf_pf", "transfer_kv_per_layer_direct_pf_lf")}
     for module in (memory_pool_host, mamba, mha):
+        monkeypatch.setattr(module, "torch", torch)
         for name in replaced:
             monkeypatch.setattr(module, name, None, raising=False)
     monkeypatch.setattr(common, "_cuda_host_register", None)
@@ -180,14 +182,33 @@ def test_sglang_does_not_copy_them_itself(states):
         copy_states(states[1])
 
 
+def limits(enabled: bool, device: str, storage: str | None = None) -> dict[str, tuple]:
+    return {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(enabled, device, storage)}
+
+
 def test_limits():
-    assert hierarchical_cache.argument_limits(False, "cuda") == ()
-    on = {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(True, "cuda")}
-    assert on["hicache_io_backend"] == ("kernel", "direct") and on["hicache_storage_backend"] == (None,)
-    on_cpu = {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(True, "cpu")}
-    assert on_cpu["hicache_io_backend"] == ("direct",)
+    assert limits(False, "cuda") == {"hicache_storage_backend": (None,)}
+    on = limits(True, "cuda")
+    assert on["hicache_io_backend"] == ("kernel", "direct") and on["hicache_storage_backend"] == (None, "file")
+    assert limits(True, "cpu")["hicache_io_backend"] == ("direct",)
 
 
-def test_storage_is_refused_while_the_server_runs():
-    done, message = hierarchical_cache.refuse_storage(None, None, "file")
-    assert not done and "storage backend is not supported" in message
+@pytest.mark.parametrize(
+    "backend, reason", [("nixl", "no checksum"), ("mooncake", "over each other"), ("eic", "tried")]
+)
+def test_other_storage_is_refused_with_its_own_reason(backend, reason):
+    limits = hierarchical_cache.argument_limits(True, "cuda", backend)
+    with pytest.raises(ValueError, match=f"hicache_storage_backend = '{backend}' is not supported .*{reason}"):
+        check_limits({"hicache_storage_backend": backend}.get, limits[-1:])
+
+
+def test_other_storage_is_refused_while_the_server_runs():
+    def attach(cache, backend, **others):
+        return True, f"{cache} {backend} {others}"
+
+    done, message = hierarchical_cache.attach_storage(attach, "cache", storage_backend="mooncake")
+    assert not done and "hicache_storage_backend = 'mooncake' is not supported" in message and "'file'" in message
+    assert hierarchical_cache.attach_storage(attach, "cache", storage_backend="file", policy=1) == (
+        True,
+        "cache file {'policy': 1}",
+    )

@@ -55,7 +55,7 @@ HookRegistry.apply_hooks = hooks.check_hooks = lambda: None
 runtime_context.get_memory = lambda: SimpleNamespace(enable_hierarchical_cache=True)
 runtime_context.get_lora = lambda: SimpleNamespace(enable_lora=True)
 cpu.without_cuda = lambda: True
-worker.check_resolution = worker.check_ranks_agree = lambda: None  # there are no server and no ranks
+worker.check_resolution = worker.agree_on_options = lambda: None  # there are no server and no ranks
 
 def step(process, function, *arguments):
     registered.clear()
