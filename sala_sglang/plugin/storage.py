@@ -63,9 +63,10 @@ def fingerprint(runner: Any, page_first: bool) -> str:
 
 def weight_sums(model: torch.nn.Module) -> dict[str, int]:
     """The sum of every parameter's words, read as integers: one pass over the weights, exact in any order."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    sums = [values.view(_WORDS[values.itemsize]).sum(dtype=torch.int64) for values in parameters.values()]
-    return dict(zip(parameters, torch.stack(sums).tolist(), strict=True))
+    return {
+        name: int(values.detach().view(_WORDS[values.itemsize]).sum(dtype=torch.int64))
+        for name, values in model.named_parameters()
+    }
 
 
 class PageFiles(HiCacheFile):
