@@ -68,16 +68,19 @@ def check_state_dtype() -> None:
         raise ValueError(f"{STATE_DTYPE} = {given!r} is not possible; allowed: float32")
 
 
-def shared() -> dict[str, str]:
-    """What has to be the same on all ranks of a server, by its name: on several nodes each has its own environment."""
-    return {
-        "sala-sglang": __version__,
+def shared() -> dict[str, str | None]:
+    """What has to be the same on all ranks of a server, by its name; None for a variable that is not set here.
+
+    On several nodes each has its own environment.
+    """
+    values = {
         DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
         OWN_PRODUCTS: ",".join(sorted(own_products())),
         LAYER_PARTITION: os.environ.get(LAYER_PARTITION, ""),
     }
+    return {"sala-sglang": __version__} | {name: values[name] if name in os.environ else None for name in values}
 
 
 def dense_len_tokens(config: SALAConfig) -> int:

@@ -107,10 +107,9 @@ class Server:
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
         self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
-        fronts, *sizes = (
-            given_number(arguments, name) for name in ("--tokenizer-worker-num", "--tp-size", "--pp-size")
-        )
-        ranks = math.prod(sizes)
+        options = "--tokenizer-worker-num", "--dp-size", "--tp-size", "--pp-size"
+        fronts, replicas, *sizes = (given_number(arguments, name) for name in options)
+        ranks = replicas * math.prod(sizes)
         self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))

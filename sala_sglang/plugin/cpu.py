@@ -84,6 +84,7 @@ def provide_host_copies() -> None:
     for module in (memory_pool_host, mamba, mha):
         module.transfer_kv_all_layer_direct_lf_pf = copy_layers_to_host
         module.transfer_kv_per_layer_direct_pf_lf = copy_layer_to_device
+        module.torch = UnpinnedTorch()  # makes the tensors that files are read to
     common._cuda_host_register = lambda buffer, granularity_bytes=None: None
     base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
 

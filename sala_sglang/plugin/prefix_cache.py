@@ -42,6 +42,7 @@ TREE_VARIABLE = "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"
 DENSE_MARK = 1 << 32  # beyond every vocabulary; keys are int64
 
 _checkpointed: ContextVar[Any] = ContextVar("request whose tokens are being inserted", default=None)
+_prefetched: ContextVar[Any] = ContextVar("request whose prefix is being looked for in storage", default=None)
 
 
 def hooks(config: SALAConfig) -> dict[str, Callable]:
@@ -96,6 +97,8 @@ class PromptKinds:
             "sglang.srt.mem_cache.common._req_radix_key": self.match,
             "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.checkpoint_into_tree": self.checkpoint,
             "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.insert": self.insert,
+            "sglang.srt.managers.scheduler.Scheduler._prefetch_kvcache": self.prefetch,
+            "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.prefetch_from_storage": self.look_up,
             "sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend": self.prepare_for_extend,
         }
 
@@ -116,6 +119,25 @@ class PromptKinds:
             params.key = self.mark(params.key, request)
         return original(cache, params)
 
+    def prefetch(self, original: Callable, scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _prefetched.set(request)
+        try:
+            return original(scheduler, request, *args, **kwargs)
+        finally:
+            _prefetched.reset(token)
+
+    def look_up(
+        self, original: Callable, cache: Any, handle: Any, node: Any, tokens: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """tokens: those behind ``matched_prefix_tokens``. A file is named by the keys of the tree, marks included."""
+        matched = kwargs.get("matched_prefix_tokens")
+        request = _prefetched.get()
+        if request is not None and matched is not None:
+            prompt_tokens = len(request.origin_input_ids)
+            kwargs["matched_prefix_tokens"] = self.marked(matched, prompt_tokens)
+            tokens = self.marked(tokens, prompt_tokens, begin=len(matched))
+        return original(cache, handle, node, tokens, *args, **kwargs)
+
     def prepare_for_extend(self, original: Callable, batch: Any) -> None:
         """A retracted request is prefilled again with what it had generated, but its prompt stays what it was."""
         original(batch)
@@ -125,13 +147,20 @@ class PromptKinds:
 
     def mark(self, key: Any, request: Any) -> Any:
         """``key`` for the kind of prompt that ``request`` is."""
-        if not self.selected_tokens < self.dense_len < environment.NEVER_SPARSE:
-            return key  # one kind only
-        if len(request.origin_input_ids) >= self.dense_len or len(key.token_ids) <= self.selected_tokens:
+        ids = self.marked(key.token_ids, len(request.origin_input_ids))
+        if ids is key.token_ids:
             return key
-        ids = numpy.array(key.token_ids, dtype=numpy.int64)
-        ids[self.selected_tokens :] |= DENSE_MARK
-        return type(key)(array("q", ids.tobytes()), key.extra_key, key.is_bigram, key.limit, key.cache_salt)
+        return type(key)(ids, key.extra_key, key.is_bigram, key.limit, key.cache_salt)
+
+    def marked(self, ids: Any, prompt_tokens: int, begin: int = 0) -> Any:
+        """Token ids from position ``begin`` on as a prompt of so many tokens has them in its keys."""
+        if not self.selected_tokens < self.dense_len < environment.NEVER_SPARSE:
+            return ids  # one kind only
+        if prompt_tokens >= self.dense_len or begin + len(ids) <= self.selected_tokens:
+            return ids
+        words = numpy.array(ids, dtype=numpy.int64)
+        words[max(0, self.selected_tokens - begin) :] |= DENSE_MARK
+        return array("q", words.tobytes())
 
 
 def use_python_tree_with_another_torch() -> None:

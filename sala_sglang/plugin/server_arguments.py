@@ -152,7 +152,8 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, (_cache_limit(model.dtype, device, found("kv_cache_dtype")), _lora_limit(device)))
     check_limits({"speculative_algorithm": speculation.algorithm_of(found)}.get, [_speculation_limit()])
     check_limits(found, speculation.argument_limits(found))
-    check_limits(found, hierarchical_cache.argument_limits(found("enable_hierarchical_cache"), device))
+    cache = found("enable_hierarchical_cache"), device, found("hicache_storage_backend")
+    check_limits(found, hierarchical_cache.argument_limits(*cache))
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
         quantization.check_ranks(config, found("tp_size"), device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def prepare_worker(config: SALAConfig) -> None:
     from sglang.srt.runtime_context import get_lora, get_memory, get_parallel, get_spec
 
     check_resolution()
-    check_ranks_agree()
+    agree_on_options()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)
@@ -51,7 +52,9 @@ def prepare_worker(config: SALAConfig) -> None:
         if cpu.without_cuda():
             cpu.unpin_lora()
     if get_memory().enable_hierarchical_cache:
-        hook_around(hierarchical_cache.HOOKS)
+        from sala_sglang.plugin import storage  # imports SGLang's caches
+
+        hook_around(hierarchical_cache.HOOKS | storage.HOOKS)
         if cpu.without_cuda():
             cpu.provide_host_copies()
     if get_spec().speculative_algorithm is not None:
@@ -78,26 +81,35 @@ def check_resolution() -> None:
         )
 
 
-def check_ranks_agree() -> None:
-    """Raise ValueError naming the first option that is not the same on all ranks, which may be on several nodes."""
+def agree_on_options() -> None:
+    """Have what one node was told hold on all nodes, each of which has its own command line and environment.
+
+    Raises ValueError naming the first option for which two nodes were told different values.
+    """
     from sglang.srt.runtime_context import get_parallel
 
     group = get_parallel().world_group
     if group.world_size == 1:
         return
+    own = environment.shared()
     options: list = [None] * group.world_size
-    torch.distributed.all_gather_object(options, environment.shared(), group=group.cpu_group)
-    for name in options[0]:
-        values = [of_rank.get(name) for of_rank in options]
-        if len(set(values)) > 1:
+    torch.distributed.all_gather_object(options, own, group=group.cpu_group)
+    for name in own:
+        told = dict.fromkeys(of_rank.get(name) for of_rank in options if of_rank.get(name) is not None)
+        if len(told) > 1:
             raise ValueError(
-                f"{name} differs between ranks: {', '.join(map(str, values))}; allowed: the same on every node "
-                f"(--dense-as-sparse sets {environment.DENSE_AS_SPARSE} on its own node alone)"
+                f"{name} differs between ranks: {', '.join(told)}; allowed: the same on every node, or on one of them "
+                f"(--dense-as-sparse sets {environment.DENSE_AS_SPARSE})"
             )
+        if told and own[name] is None:
+            os.environ[name] = next(iter(told))
+            logger.info("%s = %s, as another node was told", name, os.environ[name])
 
 
 def create_sparse_backend(runner: Any) -> SparseBackend:
     """Factory of the ``sala`` backend; checks that model, pool and page size of this worker are ours."""
+    from sglang.srt.runtime_context import get_memory
+
     from sala_sglang.attention.kv_pool import SalaKVPool
     from sala_sglang.attention.sparse_backend import SparseBackend
     from sala_sglang.models.minicpm_sala import MiniCPMSALAForCausalLM
@@ -119,6 +131,10 @@ def create_sparse_backend(runner: Any) -> SparseBackend:
             "--mem-fraction-static or --max-total-tokens, lower --max-mamba-cache-size, or lower --context-length",
             *(pool.size, context),
         )
+    if not runner.is_draft_worker and get_memory().enable_hierarchical_cache:
+        from sala_sglang.plugin import storage
+
+        storage.serve(runner)
     return SparseBackend(runner)
 
 

@@ -28,6 +28,9 @@ OTHER_LANGUAGES = {
     "mermaid": "a picture",
     "text": "prose or output",
     "pycon": "an example of a docstring",
+    "ini": "a unit of systemd",
+    "dockerfile": "an image that needs a network",
+    "yaml": "a part of a manifest for Kubernetes",
 }
 # Made from docstrings, whose examples tests/kernels/test_documentation.py runs.
 FROM_DOCSTRINGS = "operators.md"
@@ -44,6 +47,7 @@ NOT_RUN = {
     "source": "changes a reader's shell",
     "pre-commit": "changes the checkout",
     "python -m sglang.bench_serving": "SGLang's own; tests/benchmarks starts it",
+    "python -m sglang_router.launch_router": "SGLang's router, in an environment of its own",
     "lm_eval run": "lm-eval's own, of the extra ruler; benchmarks.evaluation.ruler asks the same",
     "rm -rf dist": "a step of a release",
     "python -m build": "a step of a release",

@@ -45,7 +45,8 @@ for environment, given, on_cpu in json.loads(sys.argv[1]):
 print("VERDICTS" + json.dumps(verdicts))
 """
 # What a server on a GPU takes and one on a CPU refuses: the option and the value in its place, None for no option.
-ON_CPU = {"--quantization": None, "--hicache-io-backend": "direct"}
+# Sizes that only the released model has heads for become one that the small model has.
+ON_CPU = {"--quantization": None, "--hicache-io-backend": "direct", "--tp-size": "2"}
 # Commands with a mistake, and what is said about it.
 WOULD_NOT_START = {
     "sglang serve --model-path DIR --prot 31111": "--prot",

@@ -11,15 +11,15 @@ PLUGIN = (
     Mistake(
         "prefix cache: keys of dense prompts have no mark",
         f"{_PLUGIN}/prefix_cache.py",
-        "ids[self.selected_tokens :] |= DENSE_MARK",
-        "ids[self.selected_tokens :] |= 0",
+        "words[max(0, self.selected_tokens - begin) :] |= DENSE_MARK",
+        "words[max(0, self.selected_tokens - begin) :] |= 0",
         f"{_CACHE_TESTS}::test_shared_tokens",
     ),
     Mistake(
         "prefix cache: dense and sparse keys are mixed up under load",
         f"{_PLUGIN}/prefix_cache.py",
-        "ids[self.selected_tokens :] |= DENSE_MARK",
-        "ids[self.selected_tokens :] |= 0",
+        "words[max(0, self.selected_tokens - begin) :] |= DENSE_MARK",
+        "words[max(0, self.selected_tokens - begin) :] |= 0",
         "tests/serving/test_soak.py::test_every_answer_is_right",
     ),
     Mistake(
@@ -60,8 +60,8 @@ PLUGIN = (
     Mistake(
         "prefix cache: the mark begins a token late",
         f"{_PLUGIN}/prefix_cache.py",
-        "ids[self.selected_tokens :] |= DENSE_MARK",
-        "ids[self.selected_tokens + 1 :] |= DENSE_MARK",
+        "words[max(0, self.selected_tokens - begin) :] |= DENSE_MARK",
+        "words[max(0, self.selected_tokens + 1 - begin) :] |= DENSE_MARK",
         f"{_CACHE_TESTS}::test_shared_tokens",
     ),
     Mistake(
@@ -233,10 +233,38 @@ PLUGIN = (
         "tests/plugin/test_hierarchical_cache.py::test_states_without_a_convolution",
     ),
     Mistake(
-        "hierarchical cache: storage is let through",
+        "hierarchical cache: another storage is let through",
         f"{_PLUGIN}/hierarchical_cache.py",
-        '("hicache_storage_backend", (None,)',
-        '("hicache_storage_backend", (None, "file")',
-        "tests/plugin/test_hierarchical_cache.py::test_limits",
+        'STORAGE_BACKENDS = (None, "file")',
+        'STORAGE_BACKENDS = (None, "file", "nixl")',
+        "tests/plugin/test_hierarchical_cache.py::test_other_storage_is_refused_with_its_own_reason",
+    ),
+    Mistake(
+        "prefix cache: what comes behind a hit is looked for in storage without its mark",
+        f"{_PLUGIN}/prefix_cache.py",
+        "tokens = self.marked(tokens, prompt_tokens, begin=len(matched))",
+        "tokens = self.marked(tokens, prompt_tokens)",
+        "tests/plugin/test_prefix_cache.py::test_storage_is_asked_for_the_keys_of_the_tree",
+    ),
+    Mistake(
+        "storage: nothing looks at the seal of a file",
+        f"{_PLUGIN}/storage.py",
+        "if bytes(seal.numpy()) != self._seal(key, content):",
+        "if seal is None:",
+        "tests/plugin/test_storage.py::test_a_damaged_file_is_removed_and_can_be_written_again",
+    ),
+    Mistake(
+        "storage: files are those of any weights",
+        f"{_PLUGIN}/storage.py",
+        '"weights": weight_sums(runner.model)',
+        '"weights": {}',
+        "tests/plugin/test_storage.py::test_replaced_weights_leave_their_files",
+    ),
+    Mistake(
+        "nodes: what one was told stays there",
+        f"{_PLUGIN}/worker.py",
+        "if told and own[name] is None:",
+        "if not told and own[name] is None:",
+        "tests/plugin/test_worker.py::test_what_one_rank_was_told_holds_on_all",
     ),
 )

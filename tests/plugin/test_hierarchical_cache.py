@@ -8,14 +8,16 @@ import torch
 from sala_kernels.layout import SparseGeometry
 from sglang.srt.mem_cache import memory_pool_host
 from sglang.srt.mem_cache.device_pool_info import MambaStateBufferInfo
-from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.l2_transfer import L2Transfer, L2TransferEngine
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
 from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 
 from sala_sglang.attention.host_pool import CompressedKeysHostPool
 from sala_sglang.attention.kv_pool import layer_buffers, pool_class
-from sala_sglang.plugin import cpu, hierarchical_cache
+from sala_sglang.plugin import cpu, hierarchical_cache, storage
+from sala_sglang.plugin.server_arguments import check_limits
+from tests.plugin.test_storage import ONE_RANK, runner
 
 LAYERS, HEADS, HEAD_DIM, PAGE, PAGES = 3, 2, 128, 64, 6
 LAYOUT = "page_first_direct"
@@ -26,6 +28,7 @@ def host_copies(monkeypatch):
     """cpu.provide_host_copies, undone afterwards."""
     replaced = {name: None for name in ("transfer_kv_all_layer_direct_lf_pf", "transfer_kv_per_layer_direct_pf_lf")}
     for module in (memory_pool_host, mamba, mha):
+        monkeypatch.setattr(module, "torch", torch)
         for name in replaced:
             monkeypatch.setattr(module, name, None, raising=False)
     monkeypatch.setattr(common, "_cuda_host_register", None)
@@ -174,20 +177,76 @@ def test_states_without_a_convolution(states, monkeypatch):
     torch.testing.assert_close(temporal, expected, rtol=0, atol=0)
 
 
+def test_compressed_keys_and_states_come_back_from_files(pool, host, states, tmp_path, monkeypatch):
+    """To other places of the host than they were written from."""
+    monkeypatch.setenv("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", str(tmp_path))
+    monkeypatch.setattr(storage, "get_hash_str", lambda *arguments, **options: "")
+    monkeypatch.setattr(storage, "_served", [runner()])
+    files = storage.PageFiles(ONE_RANK)
+    _, host_states = states
+    files.register_mem_host_pool_v2(host, PoolName.INDEXER)
+    files.register_mem_host_pool_v2(host_states, PoolName.MAMBA)
+    host.backup_from_device_all_layer(pool, slots([7, 3]), slots([5, 1]), "direct")
+    host_states.temporal_buffer.copy_(torch.randn(host_states.temporal_buffer.shape))
+    expected = host_states.get_data_page(6, flat=True).clone()
+
+    def transfers(pages: list[int], state: int) -> list[PoolTransfer]:
+        return [
+            PoolTransfer(name=PoolName.INDEXER, host_indices=slots(pages), keys=["first", "second"]),
+            PoolTransfer(name=PoolName.MAMBA, host_indices=torch.tensor([state]), keys=["second"]),
+        ]
+
+    whole = {PoolName.INDEXER: [True, True], PoolName.MAMBA: [True]}
+    assert files.batch_set_v2(transfers([7, 3], 6)) == whole
+    assert files.batch_get_v2(transfers([2, 4], 1)) == whole
+    assert torch.equal(host_states.get_data_page(1, flat=True), expected)
+    wanted = [rows.clone() for rows in pool.compressed]
+    for layer, rows in enumerate(wanted):
+        rows[2], rows[6] = rows[5].clone(), rows[1].clone()
+        host.load_to_device_per_layer(pool, slots([2, 4]), slots([2, 6]), layer, "direct")
+    torch.testing.assert_close(pool.compressed, wanted, rtol=0, atol=0)
+
+
 def test_sglang_does_not_copy_them_itself(states):
     """When this fails, SGLang has learned to, and the two hooks can go."""
     with pytest.raises(RecursionError):
         copy_states(states[1])
 
 
+def limits(enabled: bool, device: str, storage: str | None = None) -> dict[str, tuple]:
+    return {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(enabled, device, storage)}
+
+
 def test_limits():
-    assert hierarchical_cache.argument_limits(False, "cuda") == ()
-    on = {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(True, "cuda")}
-    assert on["hicache_io_backend"] == ("kernel", "direct") and on["hicache_storage_backend"] == (None,)
-    on_cpu = {field: allowed for field, allowed, _ in hierarchical_cache.argument_limits(True, "cpu")}
-    assert on_cpu["hicache_io_backend"] == ("direct",)
+    assert limits(False, "cuda") == {"hicache_storage_backend": (None,)}
+    on = limits(True, "cuda")
+    assert on["hicache_io_backend"] == ("kernel", "direct") and on["hicache_storage_backend"] == (None, "file")
+    assert limits(True, "cpu")["hicache_io_backend"] == ("direct",)
+    assert "pp_size" not in on and limits(True, "cpu", "file")["pp_size"] == (1,)
 
 
-def test_storage_is_refused_while_the_server_runs():
-    done, message = hierarchical_cache.refuse_storage(None, None, "file")
-    assert not done and "storage backend is not supported" in message
+@pytest.mark.parametrize(
+    "backend, reason", [("nixl", "no checksum"), ("mooncake", "over each other"), ("eic", "tried")]
+)
+def test_other_storage_is_refused_with_its_own_reason(backend, reason):
+    limits = hierarchical_cache.argument_limits(True, "cuda", backend)
+    with pytest.raises(ValueError, match=f"hicache_storage_backend = '{backend}' is not supported .*{reason}"):
+        check_limits({"hicache_storage_backend": backend}.get, limits[-1:])
+
+
+def test_other_storage_is_refused_while_the_server_runs(monkeypatch):
+    stages = SimpleNamespace(pp_size=1)
+    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: stages)
+
+    def attach(cache, backend, **others):
+        return True, f"{cache} {backend} {others}"
+
+    done, message = hierarchical_cache.attach_storage(attach, "cache", storage_backend="mooncake")
+    assert not done and "hicache_storage_backend = 'mooncake' is not supported" in message and "'file'" in message
+    assert hierarchical_cache.attach_storage(attach, "cache", storage_backend="file", policy=1) == (
+        True,
+        "cache file {'policy': 1}",
+    )
+    stages.pp_size = 2
+    done, message = hierarchical_cache.attach_storage(attach, "cache", storage_backend="file")
+    assert not done and "pp_size = 2" in message

@@ -46,6 +46,29 @@ def test_shared_tokens(one, other, tokens):
     assert shared(key_of(kinds, *one), key_of(kinds, *other)) == tokens
 
 
+def looked_up(kinds: PromptKinds, prompt_tokens: int, matched: int, generated: int = 0) -> list[int]:
+    """Token ids by which storage is asked for what comes behind the ``matched`` first ones, and these before them."""
+    tokens = TOKENS[: prompt_tokens + generated]
+    request = SimpleNamespace(origin_input_ids=TOKENS[:prompt_tokens])
+
+    def ask(cache, handle, node, behind, last_hash, matched_prefix_tokens) -> list[int]:
+        return [*matched_prefix_tokens, *behind]
+
+    def scheduler(self, request):
+        rest, beginning = tokens[matched:], tokens[:matched]
+        return kinds.look_up(ask, None, "handle", "node", rest, "hash", matched_prefix_tokens=beginning)
+
+    return kinds.prefetch(scheduler, None, request)
+
+
+@pytest.mark.parametrize("matched", [0, 64, 384, 448])
+@pytest.mark.parametrize(("prompt_tokens", "generated"), [(300, 0), (500, 0), (500, 100), (512, 0), (600, 50)])
+def test_storage_is_asked_for_the_keys_of_the_tree(matched, prompt_tokens, generated):
+    """A retracted request is looked for with what it had generated, too."""
+    kinds = PromptKinds(dense_len=512, selected_tokens=384)
+    assert looked_up(kinds, prompt_tokens, matched, generated) == key_of(kinds, prompt_tokens, generated)
+
+
 @pytest.mark.parametrize("dense_len", [0, 384, environment.NEVER_SPARSE])
 def test_nothing_is_kept_apart_where_there_is_one_kind(dense_len):
     kinds = PromptKinds(dense_len, selected_tokens=384)

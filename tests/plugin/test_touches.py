@@ -59,7 +59,7 @@ runtime_context.get_lora = lambda: SimpleNamespace(enable_lora=True)
 runtime_context.get_parallel = lambda: SimpleNamespace(pp_size=2)
 runtime_context.get_spec = lambda: SimpleNamespace(speculative_algorithm="NGRAM")
 cpu.without_cuda = lambda: True
-worker.check_resolution = worker.check_ranks_agree = lambda: None  # there are no server and no ranks
+worker.check_resolution = worker.agree_on_options = lambda: None  # there are no server and no ranks
 
 def step(process, function, *arguments):
     registered.clear()

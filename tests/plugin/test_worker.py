@@ -8,6 +8,8 @@ import pytest
 import sglang.srt.runtime_context
 import torch
 
+from sala_sglang import __version__
+from sala_sglang.environment import shared
 from sala_sglang.plugin import worker
 
 RANKS = 2
@@ -23,23 +25,23 @@ def test_arguments_that_were_resolved_without_the_plugin(monkeypatch, backend, r
         worker.check_resolution()
 
 
-def check_rank(rank: int, folder: str, environment: dict[str, str], said: multiprocessing.Queue) -> None:
+def agree(rank: int, folder: str, environment: dict[str, str], said: multiprocessing.Queue) -> None:
     os.environ.update(environment)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
     group = SimpleNamespace(world_size=RANKS, cpu_group=torch.distributed.group.WORLD)
     sglang.srt.runtime_context.get_parallel = lambda: SimpleNamespace(world_group=group)
     try:
-        worker.check_ranks_agree()
-        said.put((rank, ""))
+        worker.agree_on_options()
+        said.put((rank, shared()))
     except ValueError as error:
         said.put((rank, str(error)))
 
 
-def on_two_ranks(folder, *environments: dict[str, str]) -> list[str]:
-    """What the check says on each rank."""
+def on_two_ranks(folder, *environments: dict[str, str]) -> list:
+    """The options of each rank after they have agreed, or the message of its error."""
     fork = multiprocessing.get_context("fork")
     said = fork.Queue()
-    ranks = [fork.Process(target=check_rank, args=(i, str(folder), environments[i], said)) for i in range(RANKS)]
+    ranks = [fork.Process(target=agree, args=(i, str(folder), environments[i], said)) for i in range(RANKS)]
     for process in ranks:
         process.start()
     messages = dict(said.get(timeout=60) for _ in ranks)
@@ -48,11 +50,25 @@ def on_two_ranks(folder, *environments: dict[str, str]) -> list[str]:
     return [messages[rank] for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("name, value", [("SGLANG_MINICPM_DENSE_AS_SPARSE", "1"), ("SALA_SNAPSHOT_SPACING", "64")])
-def test_ranks_with_other_options_stop_all(tmp_path, name, value):
-    for message in on_two_ranks(tmp_path, {}, {name: value}):
+@pytest.mark.parametrize(
+    ("name", "values"), [("SGLANG_MINICPM_DENSE_AS_SPARSE", ("0", "1")), ("SALA_SNAPSHOT_SPACING", ("128", "64"))]
+)
+def test_ranks_that_contradict_each_other_stop_all(tmp_path, name, values):
+    for message in on_two_ranks(tmp_path, *({name: value} for value in values)):
         assert message.startswith(f"{name} differs between ranks: ") and "allowed: the same on every node" in message
 
 
+def test_what_one_rank_was_told_holds_on_all(tmp_path):
+    told = {"SGLANG_MINICPM_DENSE_AS_SPARSE": "1"}, {"SALA_SNAPSHOT_SPACING": "64"}
+    agreed = {
+        "SGLANG_MINICPM_DENSE_AS_SPARSE": "True",
+        "SGLANG_MINICPM_FORCE_DENSE": None,
+        "SALA_SNAPSHOT_SPACING": "64",
+    }
+    for options in on_two_ranks(tmp_path, *told):
+        assert options == {"sala-sglang": __version__} | agreed
+
+
 def test_ranks_that_agree_go_on(tmp_path):
-    assert on_two_ranks(tmp_path, {"SGLANG_MINICPM_FORCE_DENSE": "1"}, {"SGLANG_MINICPM_FORCE_DENSE": "on"}) == ["", ""]
+    first, second = on_two_ranks(tmp_path, {"SGLANG_MINICPM_FORCE_DENSE": "1"}, {"SGLANG_MINICPM_FORCE_DENSE": "on"})
+    assert first == second and first["SGLANG_MINICPM_FORCE_DENSE"] == "True"

@@ -32,14 +32,15 @@ def stream(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:
     return Answer(ids, logprobs)
 
 
-def generate(server: Server, prompt: list, tokens: int, **sampling) -> tuple[Answer, dict]:
+def generate(server: Server, prompt: list, tokens: int, replica: int | None = None, **sampling) -> tuple[Answer, dict]:
     """Greedy answer from SGLang's own API with what it tells about the request, such as ``cached_tokens``.
 
-    prompt: token ids, or rows of embeddings.
+    prompt: token ids, or rows of embeddings. replica: the one that answers, of several; None leaves it to SGLang.
     """
     field = "input_embeds" if isinstance(prompt[0], list) else "input_ids"
     parameters = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True} | sampling
-    answer = server.post("/generate", {field: prompt, "sampling_params": parameters, "return_logprob": True})
+    body = {field: prompt, "sampling_params": parameters, "return_logprob": True, "routed_dp_rank": replica}
+    answer = server.post("/generate", body)
     logprobs = [logprob for logprob, *_ in answer["meta_info"]["output_token_logprobs"]]
     return Answer(answer["output_ids"], logprobs), answer["meta_info"]
 

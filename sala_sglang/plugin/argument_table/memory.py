@@ -3,7 +3,8 @@
 from sala_sglang.plugin.argument_table.verdict import OFF, other, read, refused, tested
 
 _FP8 = "serving/test_fp8_cache.py"
-_HOST, _SESSIONS = "serving/test_host_cache.py", "a session keeps its pages when its prompt turns from dense to sparse"
+_HOST, _FILES = "serving/test_host_cache.py", "serving/test_storage.py"
+_SESSIONS = "a session keeps its pages when its prompt turns from dense to sparse"
 
 VERDICTS = (
     tested("serving/test_gpu.py", "mem_fraction_static"),
@@ -20,8 +21,14 @@ VERDICTS = (
     ),
     refused("hicache_mem_layout", "`page_first`, `page_first_direct`", "SGLang copies states in no other", _HOST),
     refused("hicache_io_backend", "`kernel`, `direct`; on a CPU `direct`", "SGLang copies states with no other", _HOST),
-    refused("hicache_storage_backend", "unset", "SGLang asks it for token ids, without the mark of dense prompts"),
-    refused("hicache_host_memory_mode", ("cache",), "the other mode needs a storage backend"),
+    refused(
+        "hicache_storage_backend",
+        "unset; with `enable_hierarchical_cache` `file`",
+        "others have no checksums, or no names that keep weights and dtypes apart, or lose compressed keys",
+        _FILES,
+    ),
+    tested(_FILES, "hicache_storage_prefetch_policy file_storage_path"),
+    refused("hicache_host_memory_mode", ("cache",), "the other mode was not tried with compressed keys"),
     refused("enable_unified_memory", OFF, "pages and states come from separate pools"),
     refused("enable_page_major_kv_layout", OFF, "the kernels read one buffer per layer"),
     refused("enable_lmcache", OFF, "LMCache copies no compressed keys"),
@@ -55,16 +62,19 @@ VERDICTS = (
     read("as radix_eviction_policy", "radix_eviction_policy_config _radix_eviction_policy_explicitly_set"),
     read("counts sessions at nodes of the tree, whose keys are marked as without it", "enable_session_radix_cache"),
     read("size of the host pools; compressed keys come on top", "hicache_size hicache_host_memory_fraction"),
+    read(
+        "when SGLang asks for a file again, and what it says about the directory",
+        "hicache_storage_prefetch_retry_poll_interval hicache_storage_prefetch_retry_max_attempts "
+        "hicache_storage_backend_extra_config",
+    ),
     read("division of memory between pages and states", "mamba_full_memory_ratio"),
     read("which snapshots are kept in SGLang's tree", "mamba_max_states_per_path mamba_track_interval"),
     read("derived by SGLang from the strategy and the model's entry", "uses_mamba_radix_cache"),
     other(
-        "a storage backend",
-        "hicache_storage_prefetch_policy hicache_storage_backend_extra_config "
-        "hicache_storage_prefetch_retry_poll_interval hicache_storage_prefetch_retry_max_attempts "
-        "unified_cache_external_linker_backend unified_cache_external_linker_config enable_linker_mla_dedup",
+        "a foreign cache",
+        "lmcache_config_file flexkv_config_file hisparse_config unified_cache_external_linker_backend "
+        "unified_cache_external_linker_config enable_linker_mla_dedup",
     ),
-    other("a foreign cache", "lmcache_config_file flexkv_config_file hisparse_config"),
     other("rounded states", "mamba_cache_philox_rounds int8_mamba_ckpt_size linear_replayssm_cache_len"),
     other(
         "a sliding window",

@@ -15,8 +15,7 @@ VERDICTS = (
     read(
         "the listener in front of the same application",
         "host fastapi_root_path enable_http2 http2_max_concurrent_streams http2_initial_connection_window_size "
-        "ssl_keyfile ssl_certfile ssl_ca_certs ssl_keyfile_password enable_ssl_refresh api_key admin_api_key "
-        "file_storage_path",
+        "ssl_keyfile ssl_certfile ssl_ca_certs ssl_keyfile_password enable_ssl_refresh api_key admin_api_key",
     ),
     read(
         "the native gRPC server hands requests to the TokenizerManager, whose checks are hooked",

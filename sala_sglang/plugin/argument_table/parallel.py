@@ -1,9 +1,9 @@
 """Arguments about ranks, nodes and what they say to each other."""
 
-from sala_sglang.plugin.argument_table.verdict import OFF, other, read, refused
+from sala_sglang.plugin.argument_table.verdict import OFF, other, read, refused, tested
 
 _ONE_PLAN, _WHOLE_REQUEST = (
-    "the backends have one plan per forward pass",
+    "ranks without a request would miss the MLP's collectives, and weights fit one GPU: --dp-size has replicas",
     "a rank selects among all tokens of a request",
 )
 _NO_EXPERTS = "there are no experts"
@@ -29,11 +29,10 @@ VERDICTS = (
     refused("enable_dp_lm_head enable_dense_mlp_attn_tp", OFF, "attention is not data parallel"),
     refused("use_ray", OFF, "SGLang's Ray actors load no plugins, and would serve SGLang's own model"),
     refused("enable_quant_communications", OFF, "SGLang has it for NPUs"),
-    read("replicas, each a server of its own behind SGLang's controller", "dp_size load_balance_method"),
-    read(
-        "ranks over nodes; worker.py compares their environment variables",
-        "nnodes node_rank dist_init_addr dist_timeout nccl_port gated_launch_port",
-    ),
+    tested("serving/test_replicas.py", "dp_size", "replicas, each with a prefix cache of its own"),
+    read("which replica SGLang's controller gives a request", "load_balance_method"),
+    tested("serving/test_nodes.py", "nnodes node_rank dist_init_addr nccl_port", "two nodes of one host"),
+    read("how ranks over nodes find and wait for each other", "dist_timeout gated_launch_port"),
     read(
         "how SGLang fills pipeline stages; their answers depend on neither",
         "pp_max_micro_batch_size pp_async_batch_depth",

@@ -52,9 +52,33 @@ _ANYWHERE = (
         how=AROUND,
         process=WORKER,
         when=HIERARCHICAL,
-        why="a storage backend is asked for token ids, without the mark of dense prompts",
-        until="SGLang asks it for the keys of the tree, as it does for the bigrams of EAGLE",
-        upstream="sgl-project/sglang#19570",
+        why="other storage backends than file would be attached while the server runs",
+        until="SGLang's check of arguments covers what is attached later",
+    ),
+    Touch(
+        target="sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset",
+        how=AROUND,
+        process=WORKER,
+        when=HIERARCHICAL,
+        why="files of weights that have been replaced must not be found",
+        until="SGLang names files by the weights too",
+    ),
+    Touch(
+        target="sglang.srt.mem_cache.hicache_storage.HiCacheFile",
+        how=SUBCLASS,
+        process=WORKER,
+        names=("batch_get", "get", "set", "_get_suffixed_key"),
+        when=HIERARCHICAL,
+        why="files of other weights, dtypes or layouts are not found, and damaged ones not used",
+        until="SGLang's files say what is in them, and have a checksum",
+    ),
+    Touch(
+        target="sglang.srt.mem_cache.storage.backend_factory.StorageBackendFactory.register_backend",
+        how=REGISTRY,
+        process=WORKER,
+        when=HIERARCHICAL,
+        why="the storage backend file is the class above",
+        until="the class above can go",
     ),
 )
 
@@ -70,6 +94,17 @@ _ON_CPU = (
         )
         for module in ("memory_pool_host", "pool_host.mamba", "pool_host.mha")
         for name in ("transfer_kv_all_layer_direct_lf_pf", "transfer_kv_per_layer_direct_pf_lf")
+    ),
+    *(
+        Touch(
+            target=f"sglang.srt.mem_cache.{module}.torch",
+            how=REPLACED,
+            process=WORKER,
+            when=f"{HIERARCHICAL} on {NO_CUDA}",
+            why="what is read from files goes to pinned tensors, which need a driver",
+            until="SGLang pins only where there is an accelerator",
+        )
+        for module in ("memory_pool_host", "pool_host.mamba", "pool_host.mha")
     ),
     Touch(
         target="sglang.srt.mem_cache.pool_host.common._cuda_host_register",

@@ -125,6 +125,22 @@ _PREFIX_CACHE = (
         until="a model can add to the key of a request, from some token on",
     ),
     Touch(
+        target="sglang.srt.managers.scheduler.Scheduler._prefetch_kvcache",
+        how=AROUND,
+        process=WORKER,
+        why="tells which request's prefix is being looked for in storage",
+        until="SGLang asks storage for the keys of the tree, as it does for the bigrams of EAGLE",
+        upstream="sgl-project/sglang#19570",
+    ),
+    Touch(
+        target="sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.prefetch_from_storage",
+        how=AROUND,
+        process=WORKER,
+        why="the same mark in the keys that are looked for in storage",
+        until="SGLang asks storage for the keys of the tree, as it does for the bigrams of EAGLE",
+        upstream="sgl-project/sglang#19570",
+    ),
+    Touch(
         target="sglang.srt.managers.schedule_batch.ScheduleBatch.prepare_for_extend",
         how=AROUND,
         process=WORKER,
