@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
@@ -20,7 +21,6 @@ from sala_sglang.quantization.writer.passes import quantise
 from sala_sglang.quantization.writer.recipes import RECIPES, choose_schemes, configuration
 
 WRITTEN, IMPOSSIBLE = 0, 2
-GENERATED = "generated"
 # Of what the recipes write beside scales.
 DTYPES = {
     "weight": torch.float8_e4m3fn,
@@ -71,13 +71,13 @@ def _quantise(options: argparse.Namespace) -> None:
 def _texts(options: argparse.Namespace, weights: CheckpointWeights) -> tuple[str, list[list[int]]] | None:
     """Where texts come from, in words, and their token ids; None where the recipe needs none and none are given."""
     lengths = texts.default_lengths(weights.config)
-    given = options.calibration or (GENERATED if RECIPES[options.recipe].has_integers else None)
-    if given is None:
+    given: Path | str | None = options.calibration
+    if given is None and not RECIPES[options.recipe].has_integers:
         return None
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    if given == GENERATED:
-        return "generated English ones", [text.tokens for text in texts.generate(tokenizer, lengths, seed=0)]
-    return f"those of {given.name}", texts.read(given, tokenizer, lengths)
+    if isinstance(given, Path):
+        return f"those of {given.name}", texts.read(given, tokenizer, lengths)
+    return "generated English ones", [text.tokens for text in texts.generate(tokenizer, lengths, seed=0)]
 
 
 def _headers(weights: CheckpointWeights, schemes: dict[str, Scheme]) -> dict[str, Header]:
