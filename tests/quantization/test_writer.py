@@ -231,7 +231,7 @@ def test_a_killed_process_leaves_nothing_that_looks_whole(source, tmp_path):
 def test_tensors_come_in_order_into_files_of_some_size(source, tmp_path):
     tensors = {name: torch.randn(2, 3).bfloat16() for name in HEADERS}
     with CheckpointWriter(tmp_path / "out", HEADERS, shard_bytes=25) as writer:
-        with pytest.raises(ValueError, match="'second'.* where .*'first'.* is due"):
+        with pytest.raises(ValueError, match=r"'second'.* where .*'first'.* is due"):
             writer.add("second", tensors["second"])
         with pytest.raises(ValueError, match="is due"):
             writer.add("first", torch.zeros(2, 3))
