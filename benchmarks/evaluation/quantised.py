@@ -4,9 +4,9 @@
         --recipe fp8 --lengths 1K,2K,4K --rounds 11 --output benchmarks/results/evaluation/quantised.csv
 
 Starts a server for each of both, on the GPU if there is one, and asks them as ``sala-sglang compare`` does. A round is
-a text of each length. Rows are appended: one for all positions of a round, with the items that were found, the growth
-of KL, and the selected blocks that are the same, by the plain model; and one for each bucket of its positions. Rounds
-that the file has are not asked again. ``bounds`` makes of its rows what stands in
+a text of each length. Rows are appended: one for all positions of a round, with the share of items that were found, the
+growth of KL, and the least share of a layer's selected blocks that are the same, by the plain model; and one for each
+bucket of its positions. Rounds that the file has are not asked again. ``bounds`` makes of its rows what stands in
 ``sala_sglang/quantization/comparison/bounds.py``.
 """
 
@@ -86,8 +86,8 @@ def rows(compared: list[Compared], blocks: dict[int, float]) -> list[dict]:
         "positions": ALL,
         "growth": checks.growth([one for _, _, one in buckets]),
         "items": len(found),
-        "found_first": int(found[:, 0].sum()),
-        "found_second": int(found[:, 1].sum()),
+        "found_first": found[:, 0].double().mean().item(),
+        "found_second": found[:, 1].double().mean().item(),
         "same_blocks": min(blocks.values()),
     }
     of_buckets = [{"positions": f"{begin}-{end - 1}"} | vars(one) for begin, end, one in buckets]
@@ -103,7 +103,7 @@ def bounds(path: Path, recipe: str, lengths: str) -> Bounds:
         if row["positions"] != ALL:
             ratios.setdefault(row["positions"], []).append(float(row["perplexity_ratio"]))
     worst = [max(of_round) for of_round in zip(*ratios.values(), strict=True)]
-    losses = [(int(row["found_first"]) - int(row["found_second"])) / int(row["items"]) for row in whole]
+    losses = [float(row["found_first"]) - float(row["found_second"]) for row in whole]
 
     def of(name: str) -> list[float]:
         return [float(row[name]) for row in whole]

@@ -4,7 +4,8 @@ from tests.planted.documents import DOCUMENTS
 from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
 from tests.planted.plugin import PLUGIN
+from tests.planted.quantization import QUANTIZATION
 from tests.planted.serving import SERVING
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS)
+MISTAKES: tuple[Mistake, ...] = (*KERNELS, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS)

@@ -1,4 +1,4 @@
-"""sala-tiny in FP8 and in 4 bits: served as the weights that its files stand for, and judged by ``sala-sglang compare``.
+"""sala-tiny in FP8 and in 4 bits: served as the weights that its files stand for, and judged by ``compare``.
 
 Copies that are damaged in ways that a quantiser or a kernel may be, must not pass.
 """
