@@ -81,16 +81,17 @@ def rows(compared: list[Compared], blocks: dict[int, float]) -> list[dict]:
     """What was measured in a round. blocks: share of selected blocks that are the same, by layer."""
     together = divergence.joined([one.divergence for one in compared])
     found = torch.cat([one.found for one in compared])
-    buckets = list(divergence.by_position(together))
     whole = {
         "positions": ALL,
-        "growth": checks.growth([one for _, _, one in buckets]),
+        "growth": checks.growth(compared),
         "items": len(found),
         "found_first": found[:, 0].double().mean().item(),
         "found_second": found[:, 1].double().mean().item(),
         "same_blocks": min(blocks.values()),
     }
-    of_buckets = [{"positions": f"{begin}-{end - 1}"} | vars(one) for begin, end, one in buckets]
+    of_buckets = [
+        {"positions": f"{begin}-{end - 1}"} | vars(one) for begin, end, one in divergence.by_position(together)
+    ]
     return [whole | vars(divergence.summary(together)), *of_buckets]
 
 

@@ -51,8 +51,8 @@ QUANTIZATION = (
     Mistake(
         "compare: growth with the position is within every bound",
         f"{_COMPARISON}/checks.py",
-        "growth([one for _, _, one in buckets]), bounds.growth)",
-        "1.0, bounds.growth)",
+        '"all", growth(compared), bounds.growth)',
+        '"all", 1.0, bounds.growth)',
         f"{_COMPARISON_TESTS}::test_every_bound_can_be_broken[growth of KL]",
     ),
     Mistake(

@@ -9,7 +9,7 @@ import torch
 from sala_sglang.quantization import divergence
 from sala_sglang.quantization.comparison.bounds import Bounds
 from sala_sglang.quantization.comparison.logprobs import Compared
-from sala_sglang.quantization.divergence import Divergence, Summary
+from sala_sglang.quantization.divergence import Divergence
 
 # Nats that KL is counted from in growth: below it are differences of rounding, which may grow.
 NO_DIFFERENCE = 1e-4
@@ -28,9 +28,15 @@ class Check:
     within: bool
 
 
-def growth(summaries: list[Summary]) -> float:
-    """The most that the KL of a later bucket of positions is in terms of that of the first; 1 where there is one."""
-    first, *later = (one.kl_mean + NO_DIFFERENCE for one in summaries)
+def growth(compared: list[Compared]) -> float:
+    """The most that the KL of a later bucket of positions is in terms of that of the first; 1 where there is one.
+
+    In the longest texts alone: shorter ones, of which only the first bucket is made, may be computed in another way.
+    """
+    parts = [one.divergence for one in compared]
+    longest = max(len(part.kl) for part in parts)
+    together = divergence.joined([part for part in parts if 2 * len(part.kl) > longest])
+    first, *later = (one.kl_mean + NO_DIFFERENCE for _, _, one in divergence.by_position(together))
     return max((one / first for one in later), default=1.0)
 
 
@@ -45,8 +51,8 @@ def lost(found: torch.Tensor) -> tuple[float, float]:
 
 def check(compared: list[Compared], blocks: dict[int, float], bounds: Bounds) -> Iterator[Check]:
     """Every measure with its bound. blocks: share of selected blocks by layer, empty where it was not measured."""
-    together = divergence.joined([one.divergence for one in compared])
-    yield from _of_predictions(together, bounds)
+    yield from _of_predictions(divergence.joined([one.divergence for one in compared]), bounds)
+    yield _most("growth of KL", "all", growth(compared), bounds.growth)
     found = torch.cat([one.found for one in compared])
     for name, side in (("found by the first", 0), ("found by the second", 1)):
         yield Check(name, "all", found[:, side].double().mean().item(), None, True)
@@ -62,13 +68,11 @@ def _of_predictions(found: Divergence, bounds: Bounds) -> Iterator[Check]:
     yield _most("KL 99.9 %", "all", whole.kl_tail, bounds.kl_tail)
     same = whole.same_choice
     yield Check("same first choice", "all", same, bounds.same_choice, same >= bounds.same_choice)
-    buckets = list(divergence.by_position(found))
-    for begin, end, one in buckets:
+    for begin, end, one in divergence.by_position(found):
         where = f"{begin}-{end - 1}"
         yield Check("KL mean", where, one.kl_mean, None, True)
         yield Check("same first choice", where, one.same_choice, None, True)
         yield _most("perplexity ratio", where, one.perplexity_ratio, bounds.perplexity_ratio)
-    yield _most("growth of KL", "all", growth([one for _, _, one in buckets]), bounds.growth)
 
 
 def _most(measure: str, positions: str, value: float, bound: float) -> Check:
