@@ -71,7 +71,6 @@ QUANTISED = Table(
         Column("found_second", "found %", 3, 100),
         Column("same_blocks", "same blocks %", 3, 100),
     ),
-    key=("recipe", "lengths", "round", "positions"),
     shapes="sala-tiny, trained; not the released model",
     baseline="sala-tiny in bfloat16",
     command="python -m benchmarks.evaluation.quantised",
