@@ -57,7 +57,9 @@ class Streams:
         self.quantised = list(self.plain)
 
     def moments(self, layer: nn.Module) -> dict[str, InputMoments]:
-        """Of the inputs of every linear layer over the texts of the calibration, by the keys of SAME_INPUTS."""
+        """Of the inputs of every linear layer over the texts of the calibration, if any, by the keys of SAME_INPUTS."""
+        if not self.calibration:
+            return {}
         found = {name: InputMoments() for name in SAME_INPUTS}
         handles = [
             layer.get_submodule(name).register_forward_pre_hook(lambda _, inputs, one=one: one.add(inputs[0]))
@@ -109,21 +111,18 @@ def quantise(
         calibrates = any(isinstance(scheme, PackedIntegers) for scheme in schemes.values())
         streams = Streams(LayerwiseModel(weights, device, dtype), texts, calibrates)
     for index, names in _by_layer(weights):
-        if index is None:
+        if streams is None or index is None:
             for name in names:
-                emit(name, weights.stored(name))
+                _write(weights, schemes, name, {}, emit, costs, device)
             continue
-        layer = streams.model.layer(index) if streams else None
-        moments = streams.moments(layer) if streams and layer and streams.calibration else {}
-        if streams and layer:
-            streams.pass_plain(layer)
+        layer = streams.model.layer(index)
+        moments = streams.moments(layer)
+        streams.pass_plain(layer)
         for name in names:
             served = _write(weights, schemes, name, moments, emit, costs, device)
-            if layer and served is not None:
-                parameter = layer.get_parameter(name.removeprefix(f"model.layers.{index}."))
-                parameter.copy_(served)
-        if streams and layer:
-            streams.pass_quantised(layer)
+            if served is not None:
+                layer.get_parameter(name.removeprefix(f"model.layers.{index}.")).copy_(served)
+        streams.pass_quantised(layer)
     if streams:
         costs.predictions = streams.predictions()
     return costs
