@@ -1,12 +1,13 @@
 """How far quantised checkpoints are from the one before, in rounds of texts, and the bounds that follow, as CSV.
 
     python -m benchmarks.evaluation.quantised --first checkpoints/sala-tiny --second checkpoints/sala-tiny-fp8 \\
-        --recipe fp8 --lengths 1K,2K,4K --rounds 11 --output benchmarks/results/evaluation/quantised.csv
+        --recipe fp8 --lengths 1K,2K,4K --output benchmarks/results/evaluation/quantised.csv
 
-Starts a server for each of both, on the GPU if there is one, and asks them as ``sala-sglang compare`` does. A round is
-a text of each length. Rows are appended: one for all positions of a round, with the share of items that were found, the
-growth of KL, and the least share of a layer's selected blocks that are the same, by the plain model; and one for each
-bucket of its positions. Rounds that the file has are not asked again. ``bounds`` makes of its rows what stands in
+A round is a text of each length, of which both say what ``sala-sglang compare`` asks: the plain model in float32, or,
+with ``--base-url`` twice, two running servers of these checkpoints, with the products that their GPU has. Rows are
+appended: one for all positions of a round, with the share of items that were found, the growth of KL, and the least
+share of a layer's selected blocks that are the same, by the plain model; and one for each bucket of its positions.
+Rounds that the file has are not measured again. ``bounds`` makes of its rows what stands in
 ``sala_sglang/quantization/comparison/bounds.py``.
 """
 
@@ -27,10 +28,9 @@ from sala_sglang.quantization.comparison import checks
 from sala_sglang.quantization.comparison.blocks import agreement
 from sala_sglang.quantization.comparison.bounds import Bounds
 from sala_sglang.quantization.comparison.command import make_texts
-from sala_sglang.quantization.comparison.logprobs import Compared, compare
+from sala_sglang.quantization.comparison.logprobs import Compared, ask_both, compare, compute
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.weights import CheckpointWeights
-from testing.server import Server
 
 ROUNDS = 11
 # Of Student's distribution with ten degrees of freedom: what is exceeded once in a thousand.
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--first", type=Path, required=True, help="checkpoint before")
     parser.add_argument("--second", type=Path, required=True, help="quantised checkpoint")
     parser.add_argument("--recipe", required=True, help="name of the second in the rows")
+    parser.add_argument("--base-url", nargs=2, default=(), help="servers of the two")
     parser.add_argument("--lengths", required=True, help="tokens of the texts of a round, like 1K,2K,4K")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     parser.add_argument("--output", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("server_arguments", nargs="*", help="further arguments of both servers, after --")
     add_commit(parser)
     options = parser.parse_args()
     options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,20 +61,24 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.first)
     known = {tuple(row[name] for name in KEY) for row in results_file.read(options.output)}
     about = results_file.surroundings(options) | {"recipe": options.recipe, "lengths": options.lengths}
-    about |= {"dtype": "float32" if options.device == "cpu" else "bfloat16", "weights": "trained weights of sala-tiny"}
-    about |= {"options": " ".join(options.server_arguments)}
-    checkpoints = options.first, options.second
-    before, after = (LayerwiseModel(CheckpointWeights(one), options.device, torch.float32) for one in checkpoints)
-    first_server, second_server = (Server(one, *options.server_arguments) for one in checkpoints)
-    with first_server as first, second_server as second:
-        for number in range(options.rounds):
-            if (options.recipe, options.lengths, str(number)) in known:
-                continue
-            texts = list(make_texts(tokenizer, lengths, 1, seed=number))
-            compared = [compare(first.base_url, second.base_url, text) for text in texts]
-            blocks = agreement(before, after, [text.tokens for text in texts])
-            for row in rows(compared, blocks):
-                results_file.record(options.output, about | {"round": number} | row, COLUMNS)
+    about |= {"dtype": "as served" if options.base_url else "float32", "weights": "trained weights of sala-tiny"}
+    about |= {"options": "servers" if options.base_url else "the plain model"}
+    before, after = (
+        LayerwiseModel(CheckpointWeights(one), options.device, torch.float32) for one in (options.first, options.second)
+    )
+    for number in range(options.rounds):
+        if (options.recipe, options.lengths, str(number)) in known:
+            continue
+        texts = list(make_texts(tokenizer, lengths, 1, seed=number))
+        blocks = agreement(before, after, [text.tokens for text in texts])
+        if options.base_url:
+            first, second = options.base_url
+            compared = [ask_both(first, second, text) for text in texts]
+        else:
+            said = zip(compute(before, texts), compute(after, texts), texts, strict=True)
+            compared = [compare(first, second, text) for first, second, text in said]
+        for row in rows(compared, blocks):
+            results_file.record(options.output, about | {"round": number} | row, COLUMNS)
 
 
 def rows(compared: list[Compared], blocks: dict[int, float]) -> list[dict]:

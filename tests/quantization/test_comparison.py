@@ -13,12 +13,13 @@ from transformers import AutoTokenizer
 from benchmarks.evaluation import quantised
 from sala_sglang import cli
 from sala_sglang.evaluation.client import Unreachable
-from sala_sglang.quantization import divergence, texts
+from sala_sglang.hf import MiniCPMSALAForCausalLM
+from sala_sglang.quantization import divergence, layerwise, texts
 from sala_sglang.quantization.comparison.blocks import agreement
 from sala_sglang.quantization.comparison.bounds import BOUNDS
 from sala_sglang.quantization.comparison.checks import check, growth, lost
 from sala_sglang.quantization.comparison.command import make_texts
-from sala_sglang.quantization.comparison.logprobs import Compared, ask, least_kl
+from sala_sglang.quantization.comparison.logprobs import Compared, ask, compare, compute, least_kl
 from sala_sglang.quantization.divergence import Divergence
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.weights import CheckpointWeights
@@ -266,3 +267,19 @@ def test_servers_that_say_too_little_are_refused(other_server, trained_checkpoin
     for words, arguments in cases.items():
         assert cli.main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_plain_model_says_what_servers_are_asked_for(trained_checkpoint, tokenizer, monkeypatch):
+    monkeypatch.setattr(layerwise, "HEAD_ROWS", 300)
+    found = list(make_texts(tokenizer, (512, 600), 1, seed=0))
+    said = compute(LayerwiseModel(CheckpointWeights(trained_checkpoint), "cpu", torch.float32), found)
+    model = MiniCPMSALAForCausalLM.from_pretrained(trained_checkpoint, dtype=torch.float32).eval()
+    for one, text in zip(said, found, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([text.tokens])).logits[0].log_softmax(-1)
+        own = expected[:-1].gather(1, torch.tensor(text.tokens[1:])[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.own), own, rtol=1e-4, atol=1e-4)
+        assert [next(iter(place)) for place in one.likeliest] == expected[:-1].argmax(-1).tolist()
+        assert {len(place) for place in one.likeliest} == {20}
+    same = compare(said[0], said[0], found[0])
+    assert same.divergence.kl.max() < 1e-9 and same.found[:, 0].equal(same.found[:, 1])

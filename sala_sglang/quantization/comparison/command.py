@@ -16,7 +16,7 @@ from sala_sglang.evaluation.client import Client, Unreachable
 from sala_sglang.quantization.comparison.blocks import agreement
 from sala_sglang.quantization.comparison.bounds import BOUNDS
 from sala_sglang.quantization.comparison.checks import Check, check
-from sala_sglang.quantization.comparison.logprobs import Compared, compare
+from sala_sglang.quantization.comparison.logprobs import Compared, ask_both
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.texts import Text, TextMaker
 from sala_sglang.quantization.weights import CheckpointWeights
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         _check_contexts(options.lengths, first, second)
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or first.tokenizer_path())
         texts = list(make_texts(tokenizer, options.lengths, options.items, options.seed))
-        compared = [compare(first.root, second.root, text) for text in tqdm(texts, unit=" texts")]
+        compared = [ask_both(first.root, second.root, text) for text in tqdm(texts, unit=" texts")]
         blocks = _blocks(models, texts[: len(options.lengths)]) if models else {}
     except (Unreachable, ValueError, FileNotFoundError) as error:
         print(f"sala-sglang compare: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What two SGLang servers say of the tokens of a text."""
+"""What two models say of the tokens of a text, by SGLang servers or by the plain model."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import torch
 
 from sala_sglang.evaluation.client import Unreachable
 from sala_sglang.quantization.divergence import Divergence
+from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.texts import Text
 
 TOP = 20  # likeliest tokens of every position that a server is asked for
@@ -35,10 +36,15 @@ class Compared:
     found: torch.Tensor
 
 
-def compare(first_root: str, second_root: str, text: Text) -> Compared:
+def ask_both(first_root: str, second_root: str, text: Text) -> Compared:
     """Ask the SGLang servers at both addresses. Raises Unreachable where one does not say what is asked."""
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda root: ask(root, text.tokens), (first_root, second_root))
+    return compare(first, second, text)
+
+
+def compare(first: Said, second: Said, text: Text) -> Compared:
+    """What two models say of a text."""
     tokens = text.tokens[1:]
     answers = list(zip(first.likeliest, second.likeliest, tokens, first.own, second.own, strict=True))
     choices = torch.tensor([[next(iter(one)) for one in said.likeliest] for said in (first, second)])
@@ -70,6 +76,25 @@ def ask(root: str, tokens: list[int]) -> Said:
     if not own or not likeliest or [one[1] for one in own] != tokens:
         raise Unreachable(f"{root} gives no log-probabilities of a prompt's tokens; allowed: SGLang servers")
     return Said([one[0] for one in own[1:]], [{one[1]: one[0] for one in place} for place in likeliest[1:]])
+
+
+def compute(model: LayerwiseModel, texts: list[Text]) -> list[Said]:
+    """What the plain model says, as a server would."""
+    hidden = model.embed([text.tokens[:-1] for text in texts])
+    for index in range(model.config.num_hidden_layers):
+        layer = model.layer(index)
+        hidden = [model.run(layer, one) for one in hidden]
+    found = []
+    for text, states in zip(texts, hidden, strict=True):
+        own: list[float] = []
+        likeliest: list[dict[int, float]] = []
+        for (rows,) in model.log_probabilities(states):
+            next_tokens = torch.tensor(text.tokens[len(own) + 1 :][: len(rows)])
+            own += rows.gather(1, next_tokens[:, None])[:, 0].tolist()
+            values, tokens = (part.tolist() for part in rows.topk(TOP))
+            likeliest += [dict(zip(*pair, strict=True)) for pair in zip(tokens, values, strict=True)]
+        found.append(Said(own, likeliest))
+    return found
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
