@@ -1,6 +1,8 @@
 """Checkpoints that ``sala-sglang quantize`` writes: what the loader reads of them, and that nothing half is left."""
 
 import json
+import math
+import re
 import weakref
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.hf import MiniCPMSALAForCausalLM
 from sala_sglang.quantization import layerwise
 from sala_sglang.quantization.checkpoint_files import Header, read_headers
+from sala_sglang.quantization.comparison.bounds import BOUNDS
 from sala_sglang.quantization.formats import Float8, PackedIntegers
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.plan import linears
@@ -243,3 +246,30 @@ def test_tensors_come_in_order_into_files_of_some_size(source, tmp_path):
     assert read_headers(tmp_path / "out") == HEADERS
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": 36} and len(set(index["weight_map"].values())) == 2
+
+
+def test_sizes_of_the_released_model_are_computed():
+    """Those in the guide, of every recipe."""
+    shapes = tensor_shapes(SALAConfig())
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "quantised_weights.md").read_text()
+    rows = dict(re.findall(r"^\| `?([\w-]+)`? \| .* \| ([\d.]+) GB \|$", guide, re.MULTILINE))
+    assert rows.keys() == {"none", *RECIPES}
+    for recipe, shown in rows.items():
+        schemes = choose_schemes(recipe, shapes) if recipe != "none" else {}
+        size = 0
+        for name, shape in shapes.items():
+            linear = name.removesuffix(".weight")
+            if linear not in schemes:
+                size += 2 * math.prod(shape)
+                continue
+            for stored in schemes[linear].stored().values():
+                width = (
+                    2 if stored.scale and isinstance(schemes[linear], PackedIntegers) else stored.dtypes[-1].itemsize
+                )
+                size += width * math.prod(stored.shape(*shape))
+        assert f"{size / 1e9:.1f}" == shown, recipe
+
+
+def test_the_command_line_has_all_names():
+    """It has them by itself, so that it stays quick."""
+    assert tuple(RECIPES) == cli.RECIPES and tuple(BOUNDS) == cli.BOUNDS
