@@ -25,16 +25,16 @@ from benchmarks.common.options import add_commit
 from sala_sglang import cli, hf
 from sala_sglang.quantization import divergence
 from sala_sglang.quantization.comparison import checks
-from sala_sglang.quantization.comparison.blocks import agreement
+from sala_sglang.quantization.comparison.blocks import run_both
 from sala_sglang.quantization.comparison.bounds import Bounds
 from sala_sglang.quantization.comparison.command import make_texts
-from sala_sglang.quantization.comparison.logprobs import Compared, ask_both, compare, compute
+from sala_sglang.quantization.comparison.logprobs import Compared, ask_both, compare, say
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.weights import CheckpointWeights
 
-ROUNDS = 11
-# Of Student's distribution with ten degrees of freedom: what is exceeded once in a thousand.
-STUDENT = 4.144
+ROUNDS = 8
+# Of Student's distribution with seven degrees of freedom: what is exceeded once in a thousand.
+STUDENT = 4.785
 ALL = "all"
 KEY = ("recipe", "lengths", "round")
 MEASURED = (
@@ -70,14 +70,14 @@ def main() -> None:
         if (options.recipe, options.lengths, str(number)) in known:
             continue
         texts = list(make_texts(tokenizer, lengths, 1, seed=number))
-        blocks = agreement(before, after, [text.tokens for text in texts])
+        run = run_both(before, after, [text.tokens for text in texts])
         if options.base_url:
             first, second = options.base_url
             compared = [ask_both(first, second, text) for text in texts]
         else:
-            said = zip(compute(before, texts), compute(after, texts), texts, strict=True)
-            compared = [compare(first, second, text) for first, second, text in said]
-        for row in rows(compared, blocks):
+            by_text = zip(texts, *run.hidden, strict=True)
+            compared = [compare(say(before, text, one), say(after, text, other), text) for text, one, other in by_text]
+        for row in rows(compared, run.shares):
             results_file.record(options.output, about | {"round": number} | row, COLUMNS)
 
 

@@ -1,5 +1,7 @@
 """How many blocks of keys two checkpoints select alike, by the plain model on both."""
 
+from dataclasses import dataclass
+
 import torch
 from sala_kernels.layout import COARSE_FACTOR
 
@@ -11,6 +13,14 @@ from sala_sglang.quantization.layerwise import LayerwiseModel
 EVERY = 16  # so many tokens one is looked at
 
 
+@dataclass(frozen=True)
+class Run:
+    """hidden: of each text behind the last layer, by the first and by the second model. shares: see ``agreement``."""
+
+    hidden: tuple[list[torch.Tensor], list[torch.Tensor]]
+    shares: dict[int, float]
+
+
 def agreement(first: LayerwiseModel, second: LayerwiseModel, texts: list[list[int]]) -> dict[int, float]:
     """Share of the first model's blocks that the second selects too, by sparse layer.
 
@@ -19,29 +29,40 @@ def agreement(first: LayerwiseModel, second: LayerwiseModel, texts: list[list[in
     configurations select otherwise.
     """
     geometry = first.config.sparse_geometry
-    if geometry != second.config.sparse_geometry or first.config.layer_kinds != second.config.layer_kinds:
-        raise ValueError("--model: the two select blocks by other rules; allowed: checkpoints of one model")
-    long = [text for text in texts if len(text) >= max(geometry.dense_len, geometry.block_size)]
+    long = [text for text in texts if _selects(len(text), first)]
     if not long:
         raise ValueError(f"--lengths: no text has dense_len = {geometry.dense_len} tokens; allowed: longer ones")
-    found: dict[int, float] = {}
-    hidden = [(model, model.embed(long)) for model in (first, second)]
-    for index, kind in enumerate(first.config.layer_kinds):
-        layers = [model.layer(index) for model, _ in hidden]
-        if kind == SPARSE:
-            pairs = zip(hidden[0][1], hidden[1][1], strict=True)
-            counts = torch.stack([_alike(layers, states, first) for states in pairs]).sum(0)
-            found[index] = (counts[0] / counts[1]).item()
-        hidden = [
-            (model, [model.run(layer, one) for one in states])
-            for (model, states), layer in zip(hidden, layers, strict=True)
-        ]
-    return found
+    return run_both(first, second, long).shares
+
+
+def run_both(first: LayerwiseModel, second: LayerwiseModel, texts: list[list[int]]) -> Run:
+    """Two models layer by layer over texts of token ids; what they select is compared in those that are long enough.
+
+    Raises ValueError where their configurations select otherwise.
+    """
+    kinds = first.config.layer_kinds
+    if first.config.sparse_geometry != second.config.sparse_geometry or kinds != second.config.layer_kinds:
+        raise ValueError("--model: the two select blocks by other rules; allowed: checkpoints of one model")
+    shares: dict[int, float] = {}
+    hidden = first.embed(texts), second.embed(texts)
+    for index, kind in enumerate(kinds):
+        layers = first.layer(index), second.layer(index)
+        pairs = [pair for pair in zip(*hidden, strict=True) if _selects(len(pair[0]), first)]
+        if kind == SPARSE and pairs:
+            counts = torch.stack([_alike(layers, pair, first) for pair in pairs]).sum(0)
+            shares[index] = (counts[0] / counts[1]).item()
+        hidden = [first.run(layers[0], one) for one in hidden[0]], [second.run(layers[1], one) for one in hidden[1]]
+    return Run(hidden, shares)
+
+
+def _selects(tokens: int, model: LayerwiseModel) -> bool:
+    geometry = model.config.sparse_geometry
+    return tokens >= max(geometry.dense_len, geometry.block_size)
 
 
 @torch.no_grad()
 def _alike(
-    layers: list[MiniCPMSALADecoderLayer], states: tuple[torch.Tensor, torch.Tensor], model: LayerwiseModel
+    layers: tuple[MiniCPMSALADecoderLayer, ...], states: tuple[torch.Tensor, ...], model: LayerwiseModel
 ) -> torch.Tensor:
     """[2] int64: the blocks that both select, and those of the first."""
     geometry = model.config.sparse_geometry

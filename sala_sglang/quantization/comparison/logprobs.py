@@ -78,23 +78,16 @@ def ask(root: str, tokens: list[int]) -> Said:
     return Said([one[0] for one in own[1:]], [{one[1]: one[0] for one in place} for place in likeliest[1:]])
 
 
-def compute(model: LayerwiseModel, texts: list[Text]) -> list[Said]:
-    """What the plain model says, as a server would."""
-    hidden = model.embed([text.tokens[:-1] for text in texts])
-    for index in range(model.config.num_hidden_layers):
-        layer = model.layer(index)
-        hidden = [model.run(layer, one) for one in hidden]
-    found = []
-    for text, states in zip(texts, hidden, strict=True):
-        own: list[float] = []
-        likeliest: list[dict[int, float]] = []
-        for (rows,) in model.log_probabilities(states):
-            next_tokens = torch.tensor(text.tokens[len(own) + 1 :][: len(rows)])
-            own += rows.gather(1, next_tokens[:, None])[:, 0].tolist()
-            values, tokens = (part.tolist() for part in rows.topk(TOP))
-            likeliest += [dict(zip(*pair, strict=True)) for pair in zip(tokens, values, strict=True)]
-        found.append(Said(own, likeliest))
-    return found
+def say(model: LayerwiseModel, text: Text, hidden: torch.Tensor) -> Said:
+    """What the plain model says, as a server would. hidden: of the text behind the last layer."""
+    own: list[float] = []
+    likeliest: list[dict[int, float]] = []
+    for (rows,) in model.log_probabilities(hidden[:-1]):
+        next_tokens = torch.tensor(text.tokens[len(own) + 1 :][: len(rows)])
+        own += rows.gather(1, next_tokens[:, None])[:, 0].tolist()
+        values, tokens = (part.tolist() for part in rows.topk(TOP))
+        likeliest += [dict(zip(*pair, strict=True)) for pair in zip(tokens, values, strict=True)]
+    return Said(own, likeliest)
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
