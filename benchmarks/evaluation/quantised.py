@@ -119,7 +119,8 @@ def bounds(path: Path, recipe: str, lengths: str) -> Bounds:
         same_choice=least(of("same_choice"), 3),
         perplexity_ratio=most(worst, 3),
         growth=most(of("growth"), 1),
-        lost=most(losses, 3),
+        # What is compared with it makes allowance for the spread of its own items.
+        lost=_rounded(statistics.mean(losses) + _margin(losses, further=0), 3, math.ceil),
         same_blocks=least(of("same_blocks"), 2),
     )
 
@@ -134,11 +135,14 @@ def least(values: list[float], digits: int) -> float:
     return _rounded(statistics.mean(values) - _margin(values), digits, math.floor)
 
 
-def _margin(values: list[float]) -> float:
-    """Raises ValueError for another number of values than STUDENT is for."""
+def _margin(values: list[float], further: int = 1) -> float:
+    """How far a further value may be from the mean of these, or, with ``further`` 0, the mean of many.
+
+    Raises ValueError for another number of values than STUDENT is for.
+    """
     if len(values) != ROUNDS:
         raise ValueError(f"{len(values)} rounds; allowed: {ROUNDS}")
-    return STUDENT * statistics.stdev(values) * math.sqrt(1 + 1 / ROUNDS)
+    return STUDENT * statistics.stdev(values) * math.sqrt(further + 1 / ROUNDS)
 
 
 def _rounded(value: float, digits: int, direction: Callable[[float], int]) -> float:

@@ -2,7 +2,8 @@
 
 They are measured, for each recipe and round of texts, by ``python -m benchmarks.evaluation.quantised`` into
 ``benchmarks/results/evaluation/quantised.csv``. A bound is the mean over the rounds and, to the bad side, as many
-standard deviations as a further round of an equally good checkpoint exceeds once in a thousand. Another model has other
+standard deviations as a further round of an equally good checkpoint exceeds once in a thousand (lost items: as the mean
+of many rounds does, because a comparison makes allowance for the spread of its own items). Another model has other
 bounds, which the same script measures.
 """
 
