@@ -32,9 +32,9 @@ from sala_sglang.quantization.comparison.logprobs import Compared, ask_both, com
 from sala_sglang.quantization.layerwise import LayerwiseModel
 from sala_sglang.quantization.weights import CheckpointWeights
 
-ROUNDS = 8
-# Of Student's distribution with seven degrees of freedom: what is exceeded once in a thousand.
-STUDENT = 4.785
+ROUNDS = 5
+# Of Student's distribution with four degrees of freedom: what is exceeded once in a thousand.
+STUDENT = 7.173
 ALL = "all"
 KEY = ("recipe", "lengths", "round")
 MEASURED = (

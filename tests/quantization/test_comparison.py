@@ -105,7 +105,7 @@ def compared(late: float = 1.0, kl: float = 1e-3, loss: float = 0.0, missed: int
 
 
 BROKEN = {
-    "growth of KL": {"late": 30.0},
+    "growth of KL": {"late": 200.0},
     "KL mean": {"kl": 0.2},
     "perplexity ratio": {"loss": 0.2},
     "lost items": {"missed": 60},
@@ -139,7 +139,7 @@ def test_growth_needs_a_difference():
 
 def test_growth_is_that_of_the_longest_texts():
     """Short ones are dense, whose KL is another one."""
-    [one] = compared(late=30.0)
+    [one] = compared(late=200.0)
     first = Divergence(*(part[:600] for part in vars(one.divergence).values()))
     short = replace(one, divergence=replace(first, kl=100 * first.kl))
     assert growth([one, short]) == growth([one]) > 20 and growth([short]) == 1.0
@@ -219,9 +219,9 @@ def test_bounds_are_those_of_the_rows(recipe):
 
 
 def test_a_bound_leaves_room_for_the_spread_of_the_rounds():
-    values = [float(value) for value in range(8)]  # 2.449 is their standard deviation, times 4.785 and 1.061
-    assert quantised.most(values, 2) == 15.94 and quantised.least(values, 2) == -8.94
-    with pytest.raises(ValueError, match="7 rounds; allowed: 8"):
+    values = [float(value) for value in range(5)]  # 1.581 is their standard deviation, times 7.173 and 1.095
+    assert quantised.most(values, 2) == 14.43 and quantised.least(values, 2) == -10.43
+    with pytest.raises(ValueError, match="4 rounds; allowed: 5"):
         quantised.most(values[1:], 3)
 
 
