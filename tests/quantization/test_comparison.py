@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import astuple, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -216,6 +216,13 @@ class Turned(CheckpointWeights):
 def test_bounds_are_those_of_the_rows(recipe):
     path = ROOT / "benchmarks" / "results" / "evaluation" / "quantised.csv"
     assert quantised.bounds(path, recipe, "1K,2K,4K") == BOUNDS[recipe]
+
+
+def test_bounds_stand_in_the_guide():
+    guide = (ROOT / "docs" / "guides" / "quantised_weights.md").read_text()
+    table = guide.split("| sala-tiny | `--bounds fp8` | `--bounds w4a16` |\n|---|---|---|\n")[1].split("\n\n")[0]
+    shown = [[float(cell) for cell in line.split("|")[2:4]] for line in table.splitlines()]
+    assert shown == [list(pair) for pair in zip(*(astuple(BOUNDS[name]) for name in ("fp8", "w4a16")), strict=True)]
 
 
 def test_a_bound_leaves_room_for_the_spread_of_the_rounds():
