@@ -22,9 +22,10 @@ def rotate_too_far(
     k_weight: torch.Tensor,
     positions: torch.Tensor,
     *rest: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As qk_norm_rope, with the distances of late tokens doubled."""
-    return right(q, k, q_weight, k_weight, positions + (positions - LATE).clamp(min=0), *rest)
+    return right(q, k, q_weight, k_weight, positions + (positions - LATE).clamp(min=0), *rest, **options)
 
 
 package.qk_norm_rope = rotate_too_far
