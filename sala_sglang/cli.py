@@ -1,4 +1,4 @@
-"""The command ``sala-sglang``: look at an installation, make and verify checkpoints, evaluate a running server."""
+"""The command ``sala-sglang``: look at an installation, make, verify and quantise checkpoints, evaluate servers."""
 
 import argparse
 import sys
@@ -8,6 +8,8 @@ from sala_sglang import __version__
 
 EVAL_TASKS = ("passkey", "key-value", "multi-query", "multi-value", "variables")
 MIN_EVAL_TOKENS = 512
+BOUNDS = ("fp8", "w4a16")
+RECIPES = ("fp8", "fp8-block", "w4a16", "w4-fp8gates")
 TOKEN_UNITS = {"K": 1 << 10, "M": 1 << 20}
 
 
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--lengths",
         default="1K,2K,4K,8K",
-        type=_lengths,
+        type=parse_lengths,
         metavar="N,...",
         help="tokens of prompt and answer, like 4096, 16K or 1M (default: %(default)s)",
     )
@@ -65,7 +67,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_argument("--seed", default=0, type=_seed, metavar="N", help="seed of the prompts (default: 0)")
     evaluation.set_defaults(run=_evaluate)
+    _add_quantize(commands)
+    _add_compare(commands)
     return parser
+
+
+def _add_quantize(commands: argparse._SubParsersAction) -> None:
+    quantize = commands.add_parser("quantize", help="write a checkpoint with weights of eight or four bits")
+    quantize.add_argument(
+        "--model", required=True, type=_model_directory, metavar="DIR", help="checkpoint of 16 bits to quantise"
+    )
+    quantize.add_argument("--out", required=True, type=_new_directory, metavar="DIR", help="directory to create")
+    quantize.add_argument("--recipe", required=True, choices=RECIPES, help="what the weights become")
+    quantize.add_argument(
+        "--calibration",
+        type=_texts,
+        metavar="FILE",
+        help="text, or .jsonl with text or messages, that 4-bit weights go by and that shows what changes; or "
+        "'generated' (default: that for 4-bit weights, none for FP8)",
+    )
+    quantize.set_defaults(run=_quantize)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    compare = commands.add_parser("compare", help="judge a quantised model by the one before, both served")
+    compare.add_argument(
+        "--base-url", required=True, action="append", metavar="URL", help="an SGLang server; first the model before"
+    )
+    compare.add_argument(
+        "--model",
+        action="append",
+        type=_model_directory,
+        metavar="DIR",
+        help="their checkpoints, to compare the blocks that they select too",
+    )
+    compare.add_argument("--tokenizer", metavar="PATH", help="directory or name (default: what the first server says)")
+    compare.add_argument("--bounds", default=BOUNDS[-1], choices=BOUNDS, help="default: %(default)s, the wider ones")
+    compare.add_argument(
+        "--lengths",
+        default="2K,8K,32K",
+        type=parse_lengths,
+        metavar="N,...",
+        help="tokens of the texts, like 4096 or 16K (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--items", default=500, type=_positive, metavar="N", help="numbers to find in them, at least (default: 500)"
+    )
+    compare.add_argument("--seed", default=0, type=_seed, metavar="N", help="seed of the texts (default: 0)")
+    compare.add_argument("--output", type=Path, metavar="CSV", help="file to write, anew")
+    compare.set_defaults(run=_compare)
 
 
 def _new_directory(value: str) -> Path:
@@ -82,6 +132,13 @@ def _model_directory(value: str) -> Path:
     return path
 
 
+def _texts(value: str) -> Path | str:
+    path = Path(value)
+    if value != "generated" and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{value!r} is no file; allowed: a text file, .jsonl, or 'generated'")
+    return value if value == "generated" else path
+
+
 def _seed(value: str) -> int:
     if not (value.isascii() and value.isdigit() and int(value) < 2**63):
         raise argparse.ArgumentTypeError(f"{value!r} is not possible; allowed: integers from 0 to 2**63 - 1")
@@ -94,7 +151,8 @@ def _positive(value: str) -> int:
     return int(value)
 
 
-def _lengths(value: str) -> tuple[int, ...]:
+def parse_lengths(value: str) -> tuple[int, ...]:
+    """Numbers of tokens like "1K,4096", in order. Raises ArgumentTypeError for what is none, or too short."""
     lengths = []
     for part in value.split(","):
         digits, unit = (part[:-1], TOKEN_UNITS[part[-1]]) if part[-1:] in TOKEN_UNITS else (part, 1)
@@ -143,6 +201,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         print(f"sala-sglang eval: {error.name} is missing; pip install 'sala-sglang[eval]'", file=sys.stderr)
         return 2
+    return command.run(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    try:
+        from sala_sglang.quantization.comparison import command
+    except ModuleNotFoundError as error:
+        print(f"sala-sglang compare: {error.name} is missing; pip install 'sala-sglang[eval]'", file=sys.stderr)
+        return 2
+    return command.run(options)
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from sala_sglang.quantization.writer import command
+
     return command.run(options)
 
 

@@ -10,6 +10,7 @@ from sala_sglang.plugin.touches import TOUCHES
 from sala_sglang.plugin.touches.touch import PROCESSES
 
 ROOT = Path(__file__).parents[1]
+QUANTIZE = ["quantize", "--model", "checkpoints/sala-tiny", "--out", "x", "--recipe", "fp8"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,14 @@ def plain_environment(monkeypatch):
         (["make-checkpoint", "--preset", "tiny", "--out", "x", "--seed", "-1"], ["--seed", "'-1'", "2**63 - 1"]),
         (["make-checkpoint", "--preset", "tiny"], ["--out"]),
         (["verify", "--model", "nowhere"], ["--model", "'nowhere'", "config.json"]),
+        (["quantize", "--model", "nowhere"], ["--model", "'nowhere'", "config.json"]),
+        (QUANTIZE[:-1], ["--recipe"]),
+        ([*QUANTIZE[:-1], "w8"], ["--recipe", "'w8'", "fp8-block", "w4-fp8gates"]),
+        ([*QUANTIZE, "--out", "."], ["--out", "'.'", "empty directory"]),
+        ([*QUANTIZE, "--calibration", "none.txt"], ["--calibration", "'none.txt'", "generated"]),
+        (["compare"], ["--base-url"]),
+        (["compare", "--base-url", "x", "--bounds", "int4"], ["--bounds", "'int4'", "w4a16"]),
+        (["compare", "--base-url", "x", "--items", "0"], ["--items", "'0'", "integers from 1"]),
         ([], ["COMMAND"]),
     ],
 )

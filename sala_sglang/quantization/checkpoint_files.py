@@ -27,6 +27,11 @@ def read_headers(folder: Path) -> dict[str, Header]:
 
     Raises FileNotFoundError where there is none, and ValueError for a tensor in two files.
     """
+    return {name: header for name, (header, _) in find_tensors(folder).items()}
+
+
+def find_tensors(folder: Path) -> dict[str, tuple[Header, Path]]:
+    """The same, with the file of each."""
     index = folder / INDEX
     if index.is_file():
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -34,12 +39,12 @@ def read_headers(folder: Path) -> dict[str, Header]:
         files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} has no *.safetensors")
-    found: dict[str, Header] = {}
+    found: dict[str, tuple[Header, Path]] = {}
     for file in files:
         for name, header in _read(folder / file).items():
             if name in found:
                 raise ValueError(f"the checkpoint has {name} twice, again in {file}")
-            found[name] = header
+            found[name] = header, folder / file
     return found
 
 

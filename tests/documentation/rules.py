@@ -124,7 +124,7 @@ def with_value(words: list[str], option: str, value: str | None) -> list[str]:
 def check_cli(words: list[str], folder: Path) -> None:
     """Read by the parser of ``sala-sglang``; what needs neither a server nor a large checkpoint also runs."""
     given = with_value(words, "--out", str(folder / "out"))
-    given = with_value(given, "--model", str(SALA_TINY)) if given[1] == "verify" else given
+    given = with_value(given, "--model", str(SALA_TINY)) if given[1] in ("verify", "quantize") else given
     options = cli._parser().parse_args(given[1:])
     if given[1] == "doctor" or getattr(options, "preset", None) == "tiny":
         assert options.run(options) == 0

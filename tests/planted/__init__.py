@@ -5,8 +5,9 @@ from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
 from tests.planted.plugin import PLUGIN
+from tests.planted.quantization import QUANTIZATION
 from tests.planted.serving import SERVING
 from tests.planted.speculation import SPECULATION
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *DOCUMENTS, *SPECULATION)
+MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS, *SPECULATION)

@@ -237,8 +237,8 @@ TOOLS = (
     Mistake(
         "command: an option of the documents has another name",
         "sala_sglang/cli.py",
-        '"--lengths",',
-        '"--length",',
+        '"--lengths",\n        default="1K',
+        '"--length",\n        default="1K',
         "tests/documentation/test_commands.py::test_every_command_is_one_that_its_program_takes",
     ),
 )

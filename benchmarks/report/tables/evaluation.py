@@ -71,7 +71,29 @@ FP8_KV = Table(
     command="python -m benchmarks.evaluation.fp8_kv",
 )
 
+QUANTISED = Table(
+    sources=("evaluation/quantised.csv",),
+    down=(
+        Column("recipe", "recipe"),
+        Column("lengths", "texts of tokens", verbatim=True),
+        Column("positions", "positions", verbatim=True),
+    ),
+    values=(
+        Column("kl_mean", "KL, mean", 3),
+        Column("kl_tail", "KL, 99.9 %", 3),
+        Column("same_choice", "same first choice %", 4, 100),
+        Column("perplexity_ratio", "perplexity ratio", 5),
+        Column("found_first", "found before %", 3, 100),
+        Column("found_second", "found %", 3, 100),
+        Column("same_blocks", "same blocks %", 3, 100),
+    ),
+    shapes="sala-tiny, trained; not the released model",
+    baseline="sala-tiny in bfloat16",
+    command="python -m benchmarks.evaluation.quantised",
+    reduce=mean,
+)
 TABLES = {
+    "quantised": QUANTISED,
     "RULER": RULER,
     "RULER settings": replace(
         RULER,
