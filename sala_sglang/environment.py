@@ -2,6 +2,8 @@
 
 import os
 
+from sala_kernels import targets
+
 from sala_sglang import __version__
 from sala_sglang.config import SALAConfig
 
@@ -22,6 +24,10 @@ DEFAULT_SNAPSHOT_SPACING = 8192
 
 # Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
 STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
+
+# Unset: a GPU takes the paths that were measured on its generation. "NAME=on,NAME=off", the names of
+# sala_kernels.targets.PATHS: takes or leaves them, so that tests and benchmarks on one GPU can run each of them.
+PATHS = "SALA_PATHS"
 
 # Set by the plugin itself for the processes of a server: they end when the one that started them has ended.
 END_WITH_PARENT = "SALA_END_WITH_PARENT"
@@ -49,6 +55,17 @@ def check_state_dtype() -> None:
         raise ValueError(f"{STATE_DTYPE} = {given!r} is not possible; allowed: float32")
 
 
+def forced_paths() -> dict[str, bool]:
+    """Which paths to take or to leave. Raises ValueError unless each has a name that there is, and "on" or "off"."""
+    given = os.environ.get(PATHS, "")
+    pairs = [part.partition("=") for part in given.split(",") if part]
+    for name, _, state in pairs:
+        if name not in targets.PATHS or state not in ("on", "off"):
+            allowed = f"NAME=on or NAME=off, separated by commas, of {', '.join(targets.PATHS)}"
+            raise ValueError(f"{PATHS} = {given!r} is not possible; allowed: {allowed}")
+    return {name: state == "on" for name, _, state in pairs}
+
+
 def shared() -> dict[str, str]:
     """What has to be the same on all ranks of a server, by its name: on several nodes each has its own environment."""
     return {
@@ -56,6 +73,7 @@ def shared() -> dict[str, str]:
         DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
+        PATHS: str(forced_paths()),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
+from sala_kernels import targets
 from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
@@ -12,7 +13,6 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec
 from torch import nn
 
-HOPPER = 9  # measured on no other generation
 MIN_OUTPUTS = 16384  # of products of several rows; with fewer ones cuBLAS is as fast or faster
 
 
@@ -32,7 +32,7 @@ def use_skinny_linear(model: LanguageModel) -> None:
     """
     execution = get_exec()
     deterministic = execution.deterministic.enable_deterministic_inference
-    if execution.kernel.bf16_gemm_backend != "auto" or deterministic or not _is_hopper():
+    if execution.kernel.bf16_gemm_backend != "auto" or deterministic or not _is_chosen():
         return
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -43,8 +43,8 @@ def use_skinny_linear(model: LanguageModel) -> None:
         model.lm_head.quant_method = SkinnyHeadMethod()
 
 
-def _is_hopper() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == HOPPER
+def _is_chosen() -> bool:
+    return torch.cuda.is_available() and targets.uses(targets.SKINNY_LINEAR, torch.device("cuda"))
 
 
 class WeightedLayer(Protocol):

@@ -107,6 +107,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     environment.dense_len_tokens(config)
     environment.snapshot_spacing_tokens()
     environment.check_state_dtype()
+    environment.forced_paths()
     use_python_tree_with_another_torch()
     _declare_sizes(server_args, config)
     declare_resolution(server_args, __name__, **parser_defaults(server_args))

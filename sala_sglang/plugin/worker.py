@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sala_kernels import targets
 
 from sala_sglang import environment
 from sala_sglang.attention import BACKEND
@@ -31,6 +32,7 @@ def prepare_worker(config: SALAConfig) -> None:
 
     check_resolution()
     check_ranks_agree()
+    force_paths()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)
@@ -78,6 +80,13 @@ def check_ranks_agree() -> None:
                 f"{name} differs between ranks: {', '.join(map(str, values))}; allowed: the same on every node "
                 f"(--dense-as-sparse sets {environment.DENSE_AS_SPARSE} on its own node alone)"
             )
+
+
+def force_paths() -> None:
+    """Have kernels take the paths that the environment names. Raises ValueError where this GPU cannot take one."""
+    if paths := environment.forced_paths():
+        targets.force(paths, torch.device("cpu" if cpu.without_cuda() else "cuda"))
+        logger.warning("%s = %s: paths are not those that were measured", environment.PATHS, paths)
 
 
 def create_sparse_backend(runner: Any) -> SparseBackend:

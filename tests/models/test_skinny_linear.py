@@ -23,7 +23,7 @@ def model(monkeypatch):
         deterministic=SimpleNamespace(enable_deterministic_inference=False),
     )
     monkeypatch.setattr(module, "get_exec", lambda: execution)
-    monkeypatch.setattr(module, "_is_hopper", lambda: True)
+    monkeypatch.setattr(module, "_is_chosen", lambda: True)
     found.execution = execution
     return found
 
@@ -47,7 +47,7 @@ def test_what_was_asked_for_stays(model, monkeypatch):
 
 
 def test_not_on_another_gpu(model, monkeypatch):
-    monkeypatch.setattr(module, "_is_hopper", lambda: False)
+    monkeypatch.setattr(module, "_is_chosen", lambda: False)
     assert methods(model) == ["UnquantizedLinearMethod", "object", "UnquantizedEmbeddingMethod"]
 
 

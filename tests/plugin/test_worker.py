@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import sglang.srt.runtime_context
 import torch
+from sala_kernels import targets
 
 from sala_sglang.plugin import worker
 
@@ -48,7 +49,10 @@ def on_two_ranks(folder, *environments: dict[str, str]) -> list[str]:
     return [messages[rank] for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("name, value", [("SGLANG_MINICPM_DENSE_AS_SPARSE", "1"), ("SALA_SNAPSHOT_SPACING", "64")])
+@pytest.mark.parametrize(
+    "name, value",
+    [("SGLANG_MINICPM_DENSE_AS_SPARSE", "1"), ("SALA_SNAPSHOT_SPACING", "64"), ("SALA_PATHS", "early_launch=off")],
+)
 def test_ranks_with_other_options_stop_all(tmp_path, name, value):
     for message in on_two_ranks(tmp_path, {}, {name: value}):
         assert message.startswith(f"{name} differs between ranks: ") and "allowed: the same on every node" in message
@@ -56,3 +60,22 @@ def test_ranks_with_other_options_stop_all(tmp_path, name, value):
 
 def test_ranks_that_agree_go_on(tmp_path):
     assert on_two_ranks(tmp_path, {"SGLANG_MINICPM_FORCE_DENSE": "1"}, {"SGLANG_MINICPM_FORCE_DENSE": "on"}) == ["", ""]
+
+
+def test_forced_paths(monkeypatch):
+    monkeypatch.setattr(targets, "_forced", {})
+    monkeypatch.setattr(worker.cpu, "without_cuda", lambda: True)
+    worker.force_paths()
+    monkeypatch.setenv("SALA_PATHS", "shared_blocks=off,early_launch=off")
+    worker.force_paths()
+    assert targets._forced == {"shared_blocks": False, "early_launch": False}
+    monkeypatch.setenv("SALA_PATHS", "early_launch=on")
+    with pytest.raises(ValueError, match=r"path 'early_launch' needs .*; this is no NVIDIA GPU"):
+        worker.force_paths()
+
+
+@pytest.mark.parametrize("given", ["tma=on", "early_launch", "early_launch=1"])
+def test_paths_that_do_not_exist(monkeypatch, given):
+    monkeypatch.setenv("SALA_PATHS", given)
+    with pytest.raises(ValueError, match=f"SALA_PATHS = '{given}' is not possible; .* shared_blocks, early_launch, "):
+        worker.force_paths()
