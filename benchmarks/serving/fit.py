@@ -27,8 +27,11 @@ from sala_sglang.cards.data import Card
 from sala_sglang.cards.memory import MIB, Load, memory_bytes
 from sala_sglang.config import SALAConfig
 
-COLUMNS = ("date", "card_mib", "weights_kind", "prefix_cache", "context_tokens", "outcome", "computed_mib")
-COLUMNS += ("peak_memory_mib", "difference_percent", "ttft_s", "decode_ms_per_token", *results_file.SURROUNDINGS)
+MEASURED = "peak_memory_mib", "difference_percent", "ttft_s", "decode_ms_per_token"
+COLUMNS = (
+    *("date", "card_mib", "weights_kind", "prefix_cache", "context_tokens", "outcome", "computed_mib"),
+    *(*MEASURED, *results_file.SURROUNDINGS),
+)
 NEW_TOKENS, LONGEST_TOKENS = 65, 2**20
 WEIGHTS = "bf16", "fp8"
 

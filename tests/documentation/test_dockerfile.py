@@ -22,7 +22,7 @@ def instructions() -> list[tuple[str, str]]:
     """Commands of the Dockerfile and what follows them, with lines joined and comments left out."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line]
+    return [(command, text) for command, _, text in (line.partition(" ") for line in joined.splitlines() if line)]
 
 
 def installed() -> dict[str, str]:
