@@ -1,4 +1,4 @@
-"""The command ``sala-sglang``: look at an installation, make, verify and quantise checkpoints, evaluate servers."""
+"""The command ``sala-sglang``: plan a server, look at one, make, verify and quantise checkpoints, evaluate them."""
 
 import argparse
 import sys
@@ -27,6 +27,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="print what is installed, what would serve, and what is missing")
     doctor.add_argument("--touches", action="store_true", help="print every touch on SGLang, and why, instead")
     doctor.set_defaults(run=_doctor)
+
+    plan = commands.add_parser("plan", help="say whether a load fits on a GPU, and the arguments of a server for it")
+    plan.add_argument("--gpu", required=True, type=_card, metavar="NAME", help='a card such as "RTX 5090"')
+    plan.add_argument(
+        "--context", required=True, type=_tokens, metavar="N", help="tokens of a request, like 128K or 1M"
+    )
+    plan.add_argument("--weights", default="bf16", choices=("bf16", "fp8", "w4"), help="default: %(default)s")
+    plan.add_argument("--kv", default="bf16", choices=("bf16", "fp8"), help="keys and values (default: %(default)s)")
+    plan.add_argument("--requests", default=1, type=_positive, metavar="N", help="at the same time (default: 1)")
+    plan.set_defaults(run=_plan)
 
     make = commands.add_parser("make-checkpoint", help="write a checkpoint with random weights")
     make.add_argument("--preset", required=True, choices=("tiny", "full"), help="model size; full is the released one")
@@ -151,6 +161,22 @@ def _positive(value: str) -> int:
     return int(value)
 
 
+def _card(value: str) -> str:
+    from sala_sglang.cards import data
+
+    try:
+        return data.find(value).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _tokens(value: str) -> int:
+    digits, unit = (value[:-1], TOKEN_UNITS[value[-1]]) if value[-1:] in TOKEN_UNITS else (value, 1)
+    if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is not possible; allowed: numbers like 65536, 128K or 1M")
+    return int(digits) * unit
+
+
 def parse_lengths(value: str) -> tuple[int, ...]:
     """Numbers of tokens like "1K,4096", in order. Raises ArgumentTypeError for what is none, or too short."""
     lengths = []
@@ -179,6 +205,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from sala_sglang import doctor
 
     return doctor.print_touches() if options.touches else doctor.run()
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sala_sglang.cards import command
+
+    return command.run(options)
 
 
 def _make_checkpoint(options: argparse.Namespace) -> int:

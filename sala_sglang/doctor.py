@@ -120,7 +120,17 @@ def _gpu() -> list[Finding]:
                 too_old if capability < MIN_COMPUTE_CAPABILITY else "",
             )
         )
+        findings += _holds(index, gpu.name, gpu.total_memory, capability)
     return [*findings, Finding("would serve on", "GPU")]
+
+
+def _holds(index: int, name: str, memory_bytes: int, capability: tuple[int, int]) -> list[Finding]:
+    """How long a request a GPU has room for."""
+    if not importlib.util.find_spec("transformers"):  # our configuration is one of its classes
+        return []
+    from sala_sglang.cards import command
+
+    return [Finding(f"GPU {index} holds", command.longest_contexts(name, memory_bytes, capability))]
 
 
 def _operators() -> list[Finding]:

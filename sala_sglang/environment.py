@@ -2,6 +2,8 @@
 
 import os
 
+from sala_kernels import targets
+
 from sala_sglang import __version__
 from sala_sglang.config import SALAConfig
 
@@ -32,6 +34,9 @@ STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 # write rows of FP8 for the products behind them), to measure them in a server.
 OWN_PRODUCTS = "SALA_OWN_PRODUCTS"
 ROWS, PRODUCERS = "rows", "producers"
+# Unset: a GPU takes the paths that were measured on its generation. "NAME=on,NAME=off", the names of
+# sala_kernels.targets.PATHS: takes or leaves them, so that tests and benchmarks on one GPU can run each of them.
+PATHS = "SALA_PATHS"
 
 # Set by the plugin itself for the processes of a server: they end when the one that started them has ended.
 END_WITH_PARENT = "SALA_END_WITH_PARENT"
@@ -68,6 +73,17 @@ def check_state_dtype() -> None:
         raise ValueError(f"{STATE_DTYPE} = {given!r} is not possible; allowed: float32")
 
 
+def forced_paths() -> dict[str, bool]:
+    """Which paths to take or to leave. Raises ValueError unless each has a name that there is, and "on" or "off"."""
+    given = os.environ.get(PATHS, "")
+    pairs = [part.partition("=") for part in given.split(",") if part]
+    for name, _, state in pairs:
+        if name not in targets.PATHS or state not in ("on", "off"):
+            allowed = f"NAME=on or NAME=off, separated by commas, of {', '.join(targets.PATHS)}"
+            raise ValueError(f"{PATHS} = {given!r} is not possible; allowed: {allowed}")
+    return {name: state == "on" for name, _, state in pairs}
+
+
 def shared() -> dict[str, str | None]:
     """What has to be the same on all ranks of a server, by its name; None for a variable that is not set here.
 
@@ -79,6 +95,7 @@ def shared() -> dict[str, str | None]:
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
         OWN_PRODUCTS: ",".join(sorted(own_products())),
         LAYER_PARTITION: os.environ.get(LAYER_PARTITION, ""),
+        PATHS: ",".join(f"{name}={'on' if taken else 'off'}" for name, taken in sorted(forced_paths().items())),
     }
     return {"sala-sglang": __version__} | {name: values[name] if name in os.environ else None for name in values}
 

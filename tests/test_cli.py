@@ -129,7 +129,8 @@ def test_doctor_describes_gpu_and_driver(major, enough, monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: gpu)
-    driver, device, mode = doctor._gpu()
+    driver, device, holds, mode = doctor._gpu()
+    assert "with bf16 weights, " in holds.found and "with fp8 weights (computed; no known card)" in holds.found
     assert driver.found == "580.95.05"
     assert device.found == f"NVIDIA Example, 80 GiB, compute capability {major}.0"
     assert (device.missing == "") == enough

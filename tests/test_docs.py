@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.capacity import memory_bytes
 from sala_sglang import cli, environment
+from sala_sglang.cards.memory import Load, memory_bytes, snapshot_bytes
 from sala_sglang.config import SALAConfig
 
 ROOT = Path(__file__).parents[1]
@@ -91,16 +91,23 @@ def test_every_variable_is_described():
     assert not [value for value in values if f"`{value}" not in page]
 
 
-def test_what_fits_on_a_card_is_computed():
-    page = (ROOT / "docs" / "quickstart.md").read_text()
-    rows = {row[1]: row[2:-1] for row in (re.split(r"\s*\|\s*", line) for line in page.splitlines()) if len(row) == 6}
-    contexts = [int(re.sub(r"\D", "", context)) for context in rows["GiB"]]
-    for context, *shown in zip(contexts, *(rows[name] for name in list(rows)[-5:]), strict=True):
-        size = memory_bytes(SALAConfig(), context, requests=1, chunk=4096)
-        snapshots = size.pop("snapshots of their prompts")
-        cache = size["keys and values"] + size["compressed keys"]
-        parts = (size["weights"], cache, sum(size.values()) - size["weights"] - cache, sum(size.values()), snapshots)
-        assert shown == [f"{part / 2**30:.2f}" for part in parts]
+def test_memory_of_the_guide_is_computed():
+    page = (ROOT / "docs" / "guides" / "long_contexts.md").read_text()
+    with (ROOT / "benchmarks" / "results" / "serving" / "capacity.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    for what in dict.fromkeys(row["what"] for row in listed):
+        loads = [Load(int(row["context_tokens"]), int(row["requests"])) for row in listed if row["what"] == what]
+        sizes = [memory_bytes(SALAConfig(), load) for load in loads]
+        for size, load in zip(sizes, loads, strict=True):
+            size["snapshots of their prompts"] = snapshot_bytes(SALAConfig(), load)
+            size["sum"] = sum(size.values())
+        assert [size[what] for size in sizes] == [int(row["bytes"]) for row in listed if row["what"] == what]
+        assert f"| {what} | {' | '.join(f'{size[what] / 2**30:.2f}' for size in sizes)} |" in page
+
+
+def test_cards_are_what_the_script_writes():
+    script = runpy.run_path(str(ROOT / "scripts" / "reference_cards.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python scripts/reference_cards.py"
 
 
 def test_times_of_the_readme_are_measured():

@@ -6,30 +6,24 @@ touches memory that others write it waits for that one to end. Kernels of other 
 it.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 
-FIRST_CAPABILITY = 9  # Hopper
+from sala_kernels import targets
 
 
 def dependent_launch(device: torch.device) -> dict[str, bool]:
     """Keyword arguments of a launch on ``device``.
 
     Its kernel takes DEPENDENT and calls ``wait_for_predecessor`` before it touches memory that others write.
-    DEPENDENT is true on Hopper and later. Elsewhere a launch is an ordinary one:
+    DEPENDENT is true where ``targets`` chooses EARLY_LAUNCH, on Hopper and later. Elsewhere a launch is ordinary:
 
     >>> dependent_launch(torch.device("cpu"))
     {'DEPENDENT': False}
     """
-    return {"DEPENDENT": True, "launch_pdl": True} if _is_supported(device) else {"DEPENDENT": False}
-
-
-@cache
-def _is_supported(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= FIRST_CAPABILITY
+    early = targets.uses(targets.EARLY_LAUNCH, device)
+    return {"DEPENDENT": True, "launch_pdl": True} if early else {"DEPENDENT": False}
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
+from sala_kernels import targets
 from sala_kernels.float8_rows import Float8Rows
 from sala_kernels.quantised_weights import Float8Weight, Int4Weight, Weight
 from sala_kernels.skinny_linear import skinny_linear
@@ -23,7 +24,6 @@ from sala_sglang.quantization.formats import Float8
 from sala_sglang.quantization.methods import DequantizedLinearMethod, PlannedConfig
 from sala_sglang.quantization.scheme import Scheme
 
-HOPPER = 9  # measured on no other generation
 ONLINE_FP8 = Float8("channel", static=False)  # what SGLang makes of weights of 16 bits
 
 
@@ -48,7 +48,7 @@ def use_skinny_linear(model: LanguageModel) -> None:
         return
     if asked and execution.kernel.fp8_gemm_runner_backend == "auto":
         _use_quantized(model, asked)
-    if execution.kernel.bf16_gemm_backend != "auto" or not _is_hopper():
+    if execution.kernel.bf16_gemm_backend != "auto" or not _is_chosen():
         return
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -70,8 +70,8 @@ def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
             module.quant_method = QuantizedLinearMethod(method, scheme, asked)
 
 
-def _is_hopper() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == HOPPER
+def _is_chosen() -> bool:
+    return torch.cuda.is_available() and targets.uses(targets.SKINNY_LINEAR, torch.device("cuda"))
 
 
 class WeightedLayer(Protocol):

@@ -30,8 +30,6 @@ from typing import Any
 
 import numpy
 import torch
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from sala_sglang import environment
 from sala_sglang.config import SALAConfig
@@ -165,6 +163,9 @@ class PromptKinds:
 
 def use_python_tree_with_another_torch() -> None:
     """Choose SGLang's tree in Python, unless the user chose one, where torch is not the one that SGLang requires."""
+    from packaging.requirements import Requirement  # here, because most processes do not need them
+    from packaging.specifiers import SpecifierSet
+
     requirements = map(Requirement, requires("sglang") or ())
     pinned = next((one.specifier for one in requirements if one.name == "torch"), SpecifierSet())
     installed = version("torch")

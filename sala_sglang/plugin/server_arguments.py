@@ -96,6 +96,8 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     """Refuse what cannot be served, fix the page size before SGLang decides on snapshots, check the outcome."""
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result
 
+    from sala_sglang.plugin.memory_defaults import declare_memory_defaults
+
     model = model_config_of(server_args)
     config = model.hf_config
     if not _is_ours(config):
@@ -111,8 +113,10 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     environment.dense_len_tokens(config)
     environment.snapshot_spacing_tokens()
     environment.check_state_dtype()
+    environment.forced_paths()
     use_python_tree_with_another_torch()
     _declare_sizes(server_args, config)
+    declare_memory_defaults(server_args, config, model)
     declare_resolution(server_args, __name__, **parser_defaults(server_args))
     previous(server_args)
     prepare_frontend()

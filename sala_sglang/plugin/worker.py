@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sala_kernels import targets
 from sala_kernels.kv_scales import E4M3
 
 from sala_sglang import environment
@@ -42,6 +43,7 @@ def prepare_worker(config: SALAConfig) -> None:
 
     check_resolution()
     agree_on_options()
+    force_paths()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)
@@ -104,6 +106,13 @@ def agree_on_options() -> None:
         if told and own[name] is None:
             os.environ[name] = next(iter(told))
             logger.info("%s = %s, as another node was told", name, os.environ[name])
+
+
+def force_paths() -> None:
+    """Have kernels take the paths that the environment names. Raises ValueError where this GPU cannot take one."""
+    if paths := environment.forced_paths():
+        targets.force(paths, torch.device("cpu" if cpu.without_cuda() else "cuda"))
+        logger.warning("%s = %s: paths are not those that were measured", environment.PATHS, paths)
 
 
 def create_sparse_backend(runner: Any) -> SparseBackend:

@@ -1,7 +1,6 @@
 """The kernel benchmark without a GPU: floors counted by hand, inputs, checks, the report, and a run at tiny sizes."""
 
 import csv
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,11 +20,7 @@ from benchmarks.operators.harness.inputs import Setting, block_lists
 from benchmarks.operators.harness.report import COLUMNS, Results, Row, verdicts
 from benchmarks.operators.harness.sizes import RELEASED, TINY
 from benchmarks.operators.harness.timing import Timing
-from benchmarks.operators.registers import COLUMNS as COMPILED_COLUMNS
-from benchmarks.operators.registers import measures_of_shared_blocks
 from benchmarks.operators.run import Run, all_cases, choose
-from benchmarks.serving.capacity import memory_bytes, with_sums
-from sala_sglang.config import SALAConfig
 from testing.server import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -317,43 +312,3 @@ def test_every_case_on_a_gpu(tmp_path):
     assert not run.failed
     methods = ["graph" if case.captured else "events" for case, found in chosen for _ in found]
     assert [row.timing.method for row in run.rows[2:]] == methods
-
-
-def test_memory_of_the_released_model():
-    sizes = memory_bytes(SALAConfig(), context=2**20, requests=3, chunk=8192)
-    assert sizes["weights"] == 2 * 9_477_203_968
-    assert sizes["keys and values"] == 3 * 2**20 * 8192 and sizes["compressed keys"] == 3 * 2**20 * 320
-    assert sizes["states of running requests"] == 3 * 5 * 48 * 2**20
-    assert sizes["snapshots of their prompts"] == 3 * 128 * 48 * 2**20
-    both = with_sums(sizes)
-    assert both["sum"] == sum(sizes.values()) and both["keys and values in FP8 instead"] == 3 * 2**20 * 4096
-    assert both["sum"] - both["sum with these"] == 3 * 2**20 * 4096
-
-
-@pytest.mark.parametrize("operator", ["lightning_step", "lightning_verify", "lightning_commit"])
-def test_compiled_kernels(tmp_path, operator):
-    """Triton and ptxas need no GPU; their answer depends on their versions, but these are far from spilling."""
-    output = tmp_path / "compiled.csv"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.operators.registers",
-        "--only",
-        operator,
-        "--output",
-        str(output),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
-    assert done.returncode == 0, done.stderr
-    with output.open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert row["kernel"] == f"_{operator.removeprefix('lightning_')}_kernel" and row["spill_bytes"] == "0"
-    assert 0 < int(row["registers"]) < 128 and int(row["per_sm"]) >= 4
-
-
-def test_compiled_kernel_in_cuda():
-    row = dict(zip(COMPILED_COLUMNS[1:], measures_of_shared_blocks(), strict=True))
-    assert row["kernel"] == "_shared_blocks_kernel" and row["spill_bytes"] == row["stack_bytes"] == 0
-    # What the warps that attend take beyond their share at the launch, those that fetch give back.
-    assert row["warps"] == 12 and 32 * row["warps"] * row["registers"] >= 32 * (8 * 232 + 4 * 40)

@@ -20,7 +20,8 @@ from sala_kernels.store_kv import store_kv
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.operators.registers import NoDevice, ints, unread_batch
+from benchmarks.operators.ahead.calls import ints, unread_batch
+from benchmarks.operators.ahead.compiler import NoDevice
 
 # One request and many, counts that 16 divides and others; all of them with a request of several segments.
 PREFILL = [2064], [2100], [2100] + [4] * 15, [2049] + [3] * 16

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sala_kernels import contract, nvrtc
+from sala_kernels import contract, nvrtc, targets
 from sala_kernels.nvrtc import compile_source
 from sala_kernels.sparse_attention import (
     CUDA_GROUPS,
@@ -17,13 +17,14 @@ from sala_kernels.sparse_attention import (
     shared_blocks,
 )
 from sala_kernels.sparse_attention.shared_blocks import (
-    ARCHITECTURE,
     SOURCE,
+    architecture,
     attend_shared_blocks,
     definitions,
     fills_gpu,
     launches,
 )
+from sala_kernels.targets import HOPPER
 
 from sala_sglang.attention.warm_up import LONG_ROWS
 from tests.kernels.attention_checks import check, exactly, neighbours_lists, random_ids, row_errors, run, selected_ids
@@ -45,14 +46,27 @@ def ragged(device: str, heads: tuple[int, int]) -> Inputs:
 
 @pytest.mark.parametrize("group", CUDA_GROUPS)
 def test_compiles_without_a_gpu(group):
-    assert compile_source(SOURCE, definitions(group), ARCHITECTURE).startswith(b"\x7fELF")
+    assert compile_source(SOURCE, definitions(group, HOPPER), architecture(HOPPER)).startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("capability", sorted(targets.PATHS[targets.SHARED_BLOCKS].possible), ids=str)
+def test_compiles_for_every_gpu_that_can_be_forced(capability):
+    defined = definitions(16, capability)
+    assert defined["SHARED_BYTES"] <= targets.LIMITS[capability].program_shared_bytes
+    assert defined["STAGES"] == (3 if capability == (12, 0) else 6)
+    assert compile_source(SOURCE, defined, architecture(capability)).startswith(b"\x7fELF")
+
+
+def test_gpus_before_hopper_are_refused():
+    with pytest.raises(ValueError, match=r"\(8, 9\): shared_blocks\.cu needs \(9, 0\) or later"):
+        definitions(16, (8, 9))
 
 
 def test_a_program_has_no_more_registers_than_its_launch():
     with pytest.raises(RuntimeError, match="registers are given to four warps at a time"):
-        compile_source(SOURCE, definitions(16) | {"WARPS": 7}, ARCHITECTURE)
+        compile_source(SOURCE, definitions(16, HOPPER) | {"WARPS": 7}, architecture(HOPPER))
     with pytest.raises(RuntimeError, match="a program has the registers of its launch"):
-        compile_source(SOURCE, definitions(16) | {"WARPS": 12}, ARCHITECTURE)
+        compile_source(SOURCE, definitions(16, HOPPER) | {"WARPS": 12}, architecture(HOPPER))
 
 
 def test_errors_of_the_compiler_are_shown(tmp_path):
@@ -68,7 +82,7 @@ def test_without_a_compiler_triton_serves(monkeypatch, caplog, error):
         raise error
 
     hopper = torch.device("cuda"), torch.bfloat16, 128
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(targets, "capability", lambda device: HOPPER)
     monkeypatch.setattr(contract, "has_cuda_compiler", cache(contract.has_cuda_compiler.__wrapped__))
     assert serving_implementation(*hopper, 16, 64) == "cuda"
     assert serving_implementation(*hopper, 4, 64) == "cuda" and serving_implementation(*hopper, 2, 64) == "triton"
@@ -81,7 +95,9 @@ def test_without_a_compiler_triton_serves(monkeypatch, caplog, error):
 
 def test_other_devices_and_sizes_are_refused_by_name():
     inputs = ragged("cpu", (16, 1))
-    message = r"implementation 'cuda': expected a Hopper GPU, torch.bfloat16, D 128, .*, got cpu, torch.bfloat16, D 128"
+    message = (
+        r"implementation 'cuda': expected a Hopper GPU.*, torch.bfloat16, D 128, .*, got cpu, torch.bfloat16, D 128"
+    )
     with pytest.raises(ValueError, match=message):
         run(inputs, random_ids(inputs), "cuda")
     gpu = torch.device("cuda")  # sizes decide before it is looked at
@@ -221,6 +237,20 @@ def test_keeping_in_step_changes_nothing(device, monkeypatch):
     monkeypatch.setattr(shared_blocks, "CACHES", 0)
     assert len(list(launches(375, inputs.keys, inputs.batch))) > 2
     assert torch.equal(run(inputs, ids, "cuda"), at_once)
+
+
+@gpu
+@every_group
+def test_fewer_stages_change_nothing(device, heads, monkeypatch):
+    """With the shared memory of a program on (12, 0)."""
+    inputs = ragged(device, heads)
+    ids = neighbours_lists(inputs, 0.8)
+    with_all = run(inputs, ids, "cuda")
+    limits = targets.LIMITS | {HOPPER: targets.LIMITS[targets.BLACKWELL_SMALL]}
+    monkeypatch.setattr(targets, "LIMITS", limits)
+    monkeypatch.setattr(shared_blocks, "_loaded", cache(shared_blocks._loaded.__wrapped__))
+    assert definitions(16, HOPPER)["STAGES"] == 3
+    assert torch.equal(run(inputs, ids, "cuda"), with_all)
 
 
 @gpu

@@ -27,7 +27,7 @@ def model(monkeypatch):
     monkeypatch.setattr(module, "get_exec", lambda: execution)
     monkeypatch.setattr(module, "get_lora", lambda: SimpleNamespace(enable_lora=False))
     monkeypatch.delenv("SALA_OWN_PRODUCTS", raising=False)
-    monkeypatch.setattr(module, "_is_hopper", lambda: True)
+    monkeypatch.setattr(module, "_is_chosen", lambda: True)
     found.execution, found.quant_config = execution, None
     return found
 
@@ -57,7 +57,7 @@ def test_what_was_asked_for_stays(model, monkeypatch):
 
 
 def test_not_on_another_gpu(model, monkeypatch):
-    monkeypatch.setattr(module, "_is_hopper", lambda: False)
+    monkeypatch.setattr(module, "_is_chosen", lambda: False)
     assert methods(model) == ["UnquantizedLinearMethod", "object", "UnquantizedEmbeddingMethod"]
 
 

@@ -319,4 +319,18 @@ KERNELS = (
         "if tensor.dtype != tensor.dtype:",
         "tests/kernels/test_contract.py::test_another_dtype_is_refused",
     ),
+    Mistake(
+        "targets: a choice for others reaches Hopper",
+        "kernels/sala_kernels/targets.py",
+        "(AMPERE, AMPERE_SMALL, ADA, BLACKWELL, BLACKWELL_ULTRA)",
+        "(AMPERE, AMPERE_SMALL, ADA, HOPPER, BLACKWELL)",
+        "tests/kernels/test_targets.py::test_hopper_is_launched_as_it_was_measured",
+    ),
+    Mistake(
+        "targets: what a GPU cannot run can be forced",
+        "kernels/sala_kernels/targets.py",
+        "if taken and known(found) not in PATHS[name].possible:",
+        "if False:",
+        "tests/kernels/test_targets.py::test_what_cannot_be_forced_is_refused",
+    ),
 )

@@ -5,7 +5,7 @@ from tests.planted.mistake import Mistake
 _PLUGIN = "sala_sglang/plugin"
 _CACHE_TESTS, _HTTP_TESTS = "tests/plugin/test_prefix_cache.py", "tests/plugin/test_http_requests.py"
 _ARGUMENT_TESTS, _SCHEDULER_TESTS = "tests/plugin/test_server_arguments.py", "tests/plugin/test_scheduler_requests.py"
-_TOOL_TESTS = "tests/plugin/test_tool_calls.py"
+_TOOL_TESTS, _MEMORY_TESTS = "tests/plugin/test_tool_calls.py", "tests/plugin/test_memory_defaults.py"
 
 PLUGIN = (
     Mistake(
@@ -266,5 +266,26 @@ PLUGIN = (
         "if told and own[name] is None:",
         "if not told and own[name] is None:",
         "tests/plugin/test_worker.py::test_what_one_rank_was_told_holds_on_all",
+    ),
+    Mistake(
+        "small GPUs: SGLang's padding state is not counted",
+        f"{_PLUGIN}/memory_defaults.py",
+        "(count + 1) * state) / total",
+        "count * state) / total",
+        f"{_MEMORY_TESTS}::test_what_is_declared_holds",
+    ),
+    Mistake(
+        "small GPUs: large ones get other defaults too",
+        f"{_PLUGIN}/memory_defaults.py",
+        "if given.memory_mib >= SMALL_MIB or",
+        "if",
+        f"{_MEMORY_TESTS}::test_large_gpus_and_whatever_fits_keep_what_they_have",
+    ),
+    Mistake(
+        "plan: states are not counted into the share of the memory",
+        "sala_sglang/cards/plan.py",
+        "pools += (states(config, card, load) + 1) * state_bytes(config)",
+        "pools += 0",
+        "tests/cards/test_plan.py::test_flags_leave_room_for_what_no_pool_holds",
     ),
 )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import sglang.srt.runtime_context
 import torch
+from sala_kernels import targets
 
 from sala_sglang import __version__
 from sala_sglang.environment import shared
@@ -51,7 +52,12 @@ def on_two_ranks(folder, *environments: dict[str, str]) -> list:
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("SGLANG_MINICPM_DENSE_AS_SPARSE", ("0", "1")), ("SALA_SNAPSHOT_SPACING", ("128", "64"))]
+    "name, values",
+    [
+        ("SGLANG_MINICPM_DENSE_AS_SPARSE", ("0", "1")),
+        ("SALA_SNAPSHOT_SPACING", ("128", "64")),
+        ("SALA_PATHS", ("early_launch=off", "early_launch=on")),
+    ],
 )
 def test_ranks_that_contradict_each_other_stop_all(tmp_path, name, values):
     for message in on_two_ranks(tmp_path, *({name: value} for value in values)):
@@ -66,9 +72,29 @@ def test_what_one_rank_was_told_holds_on_all(tmp_path):
         "SALA_SNAPSHOT_SPACING": "64",
     }
     for options in on_two_ranks(tmp_path, *told):
-        assert options == {"sala-sglang": __version__} | agreed
+        expected = {"sala-sglang": __version__} | agreed
+        assert {name: options[name] for name in expected} == expected
 
 
 def test_ranks_that_agree_go_on(tmp_path):
     first, second = on_two_ranks(tmp_path, {"SGLANG_MINICPM_FORCE_DENSE": "1"}, {"SGLANG_MINICPM_FORCE_DENSE": "on"})
     assert first == second and first["SGLANG_MINICPM_FORCE_DENSE"] == "True"
+
+
+def test_forced_paths(monkeypatch):
+    monkeypatch.setattr(targets, "_forced", {})
+    monkeypatch.setattr(worker.cpu, "without_cuda", lambda: True)
+    worker.force_paths()
+    monkeypatch.setenv("SALA_PATHS", "shared_blocks=off,early_launch=off")
+    worker.force_paths()
+    assert targets._forced == {"shared_blocks": False, "early_launch": False}
+    monkeypatch.setenv("SALA_PATHS", "early_launch=on")
+    with pytest.raises(ValueError, match=r"path 'early_launch' needs .*; this is no NVIDIA GPU"):
+        worker.force_paths()
+
+
+@pytest.mark.parametrize("given", ["tma=on", "early_launch", "early_launch=1"])
+def test_paths_that_do_not_exist(monkeypatch, given):
+    monkeypatch.setenv("SALA_PATHS", given)
+    with pytest.raises(ValueError, match=f"SALA_PATHS = '{given}' is not possible; .* shared_blocks, early_launch, "):
+        worker.force_paths()

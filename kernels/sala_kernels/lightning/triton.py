@@ -18,6 +18,7 @@ from sala_kernels.contract import check_dtypes
 from sala_kernels.lightning import CHUNK_TOKENS, Arguments
 from sala_kernels.lightning.mixed_dot import dot_float32, product_precision
 from sala_kernels.row_tiles import LOG2_E, find_request, first_tile, tile_count
+from sala_kernels.targets import launch_options
 
 SEGMENT_TOKENS = 2048  # one for all batches: the result of a prompt must not depend on what else is in the batch
 STATE_ELEMENTS = 8192  # of a program with 4 warps: 64 registers of a thread
@@ -50,12 +51,14 @@ def lightning_chunk(arguments: Arguments) -> torch.Tensor:
     sizes = {"D": dim, "BV": columns, "CHUNK": CHUNK_TOKENS, "SEGMENT": SEGMENT_TOKENS}
     # Two buffers of the rows of a chunk fit into shared memory up to 256 bytes per row.
     stages = 2 if dim * q.element_size() <= 256 else 1
-    options = {"PRECISION": product_precision(q), "num_warps": 4, "num_stages": stages}
+    precision, options = product_precision(q), {"num_warps": 4, "num_stages": stages}
     before = states
     if tokens > SEGMENT_TOKENS:  # otherwise no request has a second segment
         before = states.new_empty(2 * triton.cdiv(tokens, SEGMENT_TOKENS), heads, dim, dim)
         strides = k.stride(0), v.stride(0)
-        _sum_kernel[grid](k, v, before, batch, requests, tokens, STRIDES=strides, **sizes, **options)
+        _sum_kernel[grid](
+            k, v, before, batch, requests, tokens, STRIDES=strides, PRECISION=precision, **sizes, **options
+        )
         elements = min(dim * dim, SCAN_ELEMENTS)
         scan_grid = dim * dim // elements, heads, requests
         _scan_kernel[scan_grid](before, batch, STATE=dim * dim, BLOCK=elements, SEGMENT=SEGMENT_TOKENS, num_warps=4)
@@ -69,8 +72,9 @@ def lightning_chunk(arguments: Arguments) -> torch.Tensor:
         snapshot_tokens.contiguous(),
         scale,
         STRIDES=(q.stride(0), k.stride(0), v.stride(0), output.stride(0)),
+        PRECISION=precision,
         **sizes,
-        **options,
+        **launch_options("_walk_kernel", q.device, **options),
     )
     return output
 

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 import torch
 
-from sala_kernels import contract
+from sala_kernels import contract, targets
 from sala_kernels.contract import check_dtypes, check_groups, check_shapes, implementation_of
 from sala_kernels.kv_scales import check_pools
 from sala_kernels.layout import PagedBatch, SparseGeometry
 
 # What there is CUDA C++ for: groups of 16 heads as released, and those of tensor-parallel ranks that share a KV head.
-CUDA_CAPABILITY, CUDA_DEVICE = (9, 0), "a Hopper GPU"
+CUDA_DEVICE = "a Hopper GPU, or a later one on which shared_blocks is forced"
 CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK = torch.bfloat16, 128, (4, 8, 16), 64
 
 
@@ -106,8 +106,8 @@ def serving_implementation(device: torch.device, dtype: torch.dtype, head_dim: i
 def is_compiled_for(device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block_size: int) -> bool:
     """Whether there is CUDA C++ for such calls, and what compiles it.
 
-    There is on ``device`` if it is a Hopper GPU, for the ``dtype``, ``head_dim``, ``group`` (query heads per KV head)
-    and ``block_size`` below:
+    There is on ``device`` where ``targets`` chooses SHARED_BLOCKS, on Hopper GPUs, for the ``dtype``, ``head_dim``,
+    ``group`` (query heads per KV head) and ``block_size`` below:
 
     >>> CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_GROUPS, CUDA_BLOCK
     (torch.bfloat16, 128, (4, 8, 16), 64)
@@ -118,4 +118,4 @@ def is_compiled_for(device: torch.device, dtype: torch.dtype, head_dim: int, gro
         return False
     if (dtype, head_dim, block_size) != (CUDA_DTYPE, CUDA_HEAD_DIM, CUDA_BLOCK):
         return False
-    return torch.cuda.get_device_capability(device) == CUDA_CAPABILITY and contract.has_cuda_compiler()
+    return targets.uses(targets.SHARED_BLOCKS, device) and contract.has_cuda_compiler()

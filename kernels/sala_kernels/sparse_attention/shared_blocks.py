@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sala_kernels import targets
 from sala_kernels.contract import check_dtypes
 from sala_kernels.layout import PagedBatch
 from sala_kernels.nvrtc import CudaKernel, compile_source, tensor_map
@@ -14,10 +15,10 @@ from sala_kernels.row_tiles import LOG2_E, tile_count
 from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM, Arguments
 
 SOURCE = Path(__file__).with_name("shared_blocks.cu")
-NAME, ARCHITECTURE = "_shared_blocks_kernel", "sm_90a"
+NAME = "_shared_blocks_kernel"
 WARPS, FETCHING_WARPS = 8, 4  # of a program; one of the latter works, but registers are given to four warps at a time
 VECTORS = 16  # query vectors of a warp
-STAGES = 6  # blocks in shared memory
+STAGES = 6  # blocks in shared memory, or as many as fit
 HALF_DIM = CUDA_HEAD_DIM // 2  # elements that a swizzled row of shared memory holds
 STAGE_BYTES = 2 * CUDA_BLOCK * CUDA_HEAD_DIM * 2  # keys and values in bfloat16
 ROOM_BYTES = 2048  # to begin at a multiple of 1024, and for barriers and queue
@@ -87,16 +88,32 @@ def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tupl
 
 def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
     """The kernel for ``group`` query heads per KV head, loaded for ``device``; half a second at the first call."""
-    return _loaded(tuple(definitions(group).items()), device)
+    return _loaded(group, device)
 
 
 @cache
-def _loaded(defined: tuple[tuple[str, int], ...], device: torch.device) -> CudaKernel:
-    return CudaKernel(compile_source(SOURCE, dict(defined), ARCHITECTURE), NAME, device, dict(defined)["SHARED_BYTES"])
+def _loaded(group: int, device: torch.device) -> CudaKernel:
+    capability = targets.capability(device)
+    assert capability
+    defined = definitions(group, capability)
+    return CudaKernel(compile_source(SOURCE, defined, architecture(capability)), NAME, device, defined["SHARED_BYTES"])
 
 
-def definitions(group: int) -> dict[str, int]:
-    """What the source takes as given."""
+def architecture(capability: targets.Capability) -> str:
+    """What NVRTC calls a GPU of this compute capability; "a" stands for the instructions that later ones may lack.
+
+    >>> architecture((9, 0))
+    'sm_90a'
+    """
+    return "sm_{}{}a".format(*capability)
+
+
+def definitions(group: int, capability: targets.Capability) -> dict[str, int]:
+    """What the source takes as given, for ``group`` query heads per KV head. Raises ValueError before Hopper."""
+    known = targets.known(capability)
+    if known not in targets.PATHS[targets.SHARED_BLOCKS].possible:
+        raise ValueError(f"compute capability {capability}: {SOURCE.name} needs (9, 0) or later")
+    stages = min(STAGES, (targets.LIMITS[known].program_shared_bytes - ROOM_BYTES) // STAGE_BYTES)
     return {
         "GROUP": group,
         "HEAD_DIM": CUDA_HEAD_DIM,
@@ -104,6 +121,6 @@ def definitions(group: int) -> dict[str, int]:
         "VECTORS": VECTORS,
         "WARPS": WARPS,
         "FETCHING_WARPS": FETCHING_WARPS,
-        "STAGES": STAGES,
-        "SHARED_BYTES": STAGES * STAGE_BYTES + ROOM_BYTES,
+        "STAGES": stages,
+        "SHARED_BYTES": stages * STAGE_BYTES + ROOM_BYTES,
     }
