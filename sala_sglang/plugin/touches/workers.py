@@ -63,6 +63,8 @@ _BACKENDS_AND_POOLS = (
         names=(
             "_clear_buffers",
             "_create_buffers",
+            "_get_key_buffer",
+            "_get_value_buffer",
             "get_cpu_copy",
             "get_kv_size_bytes",
             "host_pool_decls",
