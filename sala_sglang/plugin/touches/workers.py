@@ -65,6 +65,8 @@ _BACKENDS_AND_POOLS = (
         names=(
             "_clear_buffers",
             "_create_buffers",
+            "_get_key_buffer",
+            "_get_value_buffer",
             "_init_kv_copy_and_warmup",
             "get_cpu_copy",
             "get_kv_size_bytes",
