@@ -161,8 +161,9 @@ def test_stop_within_accepted_drafts(server, drafts, answers):
     end = next(i for i, token in enumerate(expected.tokens) if i > 10 and expected.tokens.index(token) == i)
     drafts.write(ROWS - 1, texts=texts_of(answers))
     for _ in range(2):
-        answer, _ = generate(server, prompt, NEW_TOKENS, stop_token_ids=[expected.tokens[end]])
-        assert answer.tokens == expected.tokens[: end + 1]
+        stop = {"stop_token_ids": [expected.tokens[end]], "ignore_eos": False}
+        answer, meta = generate(server, prompt, NEW_TOKENS, **stop)
+        assert answer.tokens == expected.tokens[: end + 1] and meta["finish_reason"]["type"] == "stop"
         assert_same(generate(server, prompt, NEW_TOKENS)[0], expected)
 
 
