@@ -61,7 +61,9 @@ def test_what_the_user_writes_stays(monkeypatch):
     assert ranges(2) == [(0, 20), (20, 32)]
 
 
-@pytest.mark.parametrize("given", ["", "16", "16,15", "16,16,0", "32,0", "-1,33", "16,x", "16;16", "1e1,22"])
+@pytest.mark.parametrize(
+    "given", ["", "16", "32", "8,8,16", "16,15", "16,16,0", "32,0", "-1,33", "16,x", "16;16", "1e1,22"]
+)
 def test_partitions_that_do_not_fit_are_refused(monkeypatch, given):
     monkeypatch.setenv(LAYER_PARTITION, given)
     with pytest.raises(ValueError, match=f"{LAYER_PARTITION} = '{given}' is not possible; allowed: 2 positive numbers"):

@@ -45,7 +45,7 @@ def of_one_stage(start_server):
 
 
 @pytest.fixture(scope="module")
-def server(start_server, of_one_stage):
+def server(start_server):
     arguments = f"{ARGUMENTS} --pp-size {STAGES}"
     with start_server(*arguments.split(), environment=ADMIT_TOO_MANY) as running:
         yield running
@@ -59,7 +59,7 @@ def nothing_leaks(server):
     assert not any(counters.values()), counters
 
 
-def test_answers_are_those_of_one_stage(server, of_one_stage, nothing_leaks):
+def test_answers_are_those_of_one_stage(of_one_stage, server, nothing_leaks):
     assert whole_answers(server) == of_one_stage
 
 
