@@ -1,6 +1,6 @@
 """Products of a few rows by skinny_linear, where that is chosen, and the FP8 rows that other products may be given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +59,9 @@ def use_skinny_linear(model: LanguageModel) -> None:
 
 
 def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
-    planned = model.quant_config.schemes if isinstance(model.quant_config, PlannedConfig) else {}
+    planned: Mapping[nn.Module, Scheme] = {}
+    if isinstance(model.quant_config, PlannedConfig):
+        planned = model.quant_config.schemes
     for module in model.modules():
         method = getattr(module, "quant_method", None)
         scheme = planned.get(module) or (ONLINE_FP8 if type(method) is Fp8LinearMethod else None)
