@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.operators.cases import lightning, row_wise, sparse, speculation
+from benchmarks.operators.cases import float8, lightning, row_wise, sparse, speculation
 from benchmarks.operators.harness.case import Case, Choice, Work, has
 from benchmarks.operators.harness.inputs import Setting
 from benchmarks.operators.harness.report import Results, Row, gb_per_s, verdicts
@@ -34,7 +34,8 @@ Rows = dict[str, Choice | None]
 
 def all_cases(sizes: Sizes) -> list[Case]:
     """Every case but the ceilings."""
-    return [*sparse.cases(sizes), *lightning.cases(sizes), *row_wise.cases(sizes), *speculation.cases(sizes)]
+    kinds = sparse, lightning, row_wise, speculation, float8
+    return [case for kind in kinds for case in kind.cases(sizes)]
 
 
 def rank_cases(sizes: Sizes) -> list[Case]:

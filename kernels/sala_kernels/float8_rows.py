@@ -42,7 +42,7 @@ def quantize_rows(x: torch.Tensor) -> Float8Rows:
 
 
 def empty_float8_rows(tokens: int, width: int, device: torch.device) -> Float8Rows:
-    """Uninitialised rows.
+    """Uninitialised rows [T, W] on ``device``, for ``tokens`` T and ``width`` W.
 
     >>> empty_float8_rows(2, 3, torch.device("cpu")).codes.shape
     torch.Size([2, 3])

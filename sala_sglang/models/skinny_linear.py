@@ -1,6 +1,7 @@
 """Products of a few rows by skinny_linear, where that is chosen, and the FP8 rows that other products may be given."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +18,14 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec, get_lora
 from torch import nn
 
-from sala_sglang.environment import PRODUCERS, ROWS, own_products
+from sala_sglang.environment import OWN_PRODUCTS, PRODUCERS, ROWS, own_products
 from sala_sglang.models.products import is_own
 from sala_sglang.quantization import own_weights
 from sala_sglang.quantization.formats import Float8
 from sala_sglang.quantization.methods import DequantizedLinearMethod, PlannedConfig
 from sala_sglang.quantization.scheme import Scheme
+
+logger = logging.getLogger(__name__)
 
 ONLINE_FP8 = Float8("channel", static=False)  # what SGLang makes of weights of 16 bits
 
@@ -62,12 +65,17 @@ def use_skinny_linear(model: LanguageModel) -> None:
 
 
 def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
-    planned = model.quant_config.schemes if isinstance(model.quant_config, PlannedConfig) else {}
+    planned: Mapping[nn.Module, Scheme] = {}
+    if isinstance(model.quant_config, PlannedConfig):
+        planned = model.quant_config.schemes
+    count = 0
     for module in model.modules():
         method = getattr(module, "quant_method", None)
         scheme = planned.get(module) or (ONLINE_FP8 if type(method) is Fp8LinearMethod else None)
         if scheme is not None:
             module.quant_method = QuantizedLinearMethod(method, scheme, asked)
+            count += 1
+    logger.info("%s: %s, in %d quantised layers", OWN_PRODUCTS, " and ".join(sorted(asked)), count)
 
 
 def _is_chosen() -> bool:

@@ -1,7 +1,9 @@
 """The products of quantised layers: SGLang's own on a GPU, and those of the dequantised weight elsewhere."""
 
+from collections.abc import MutableMapping
 from functools import singledispatch
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -28,7 +30,8 @@ class PlannedConfig(QuantizationConfig):
     def __init__(self, plan: QuantizationPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.schemes: dict[nn.Module, Scheme] = {}  # of the layers that were asked for
+        # Of the layers that were asked for; SGLang's registry keeps this object longer than the model.
+        self.schemes: MutableMapping[nn.Module, Scheme] = WeakKeyDictionary()
 
     def get_name(self) -> str:
         return METHOD

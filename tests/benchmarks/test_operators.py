@@ -188,6 +188,7 @@ def test_choice_of_rows():
         ("compress_keys", ["triton", "reference"]),
         ("compress_keys", ["triton", "reference"]),
         ("gated_norm", ["triton", "reference"]),
+        ("gated_norm", ["triton", "reference"]),
     ]
     on_gpu = choose(cases, ["lightning_chunk", "dense"], [], ON_GPU)
     assert [list(rows) for _, rows in on_gpu] == [["triton", "flashinfer"], ["triton", "fla"], ["triton", "fla"]]

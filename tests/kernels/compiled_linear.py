@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable
 
 import torch
+from sala_kernels import targets
 from sala_kernels.skinny_linear import skinny_linear
 
+from benchmarks.operators.ahead.calls import TRITON
+from benchmarks.operators.ahead.compiler import launches, measures
 from benchmarks.operators.linear_kernels import BLOCK, CHANNEL, INT4, make_weight
-from benchmarks.operators.registers import COLUMNS, TRITON, compiled, measures
 
 ROWS, OUTPUTS, INPUTS = 8, 4096, 4096
 
@@ -25,8 +27,9 @@ def call(form: str) -> Callable[[], object]:
 if __name__ == "__main__":
     found = {}
     for form in (CHANNEL, BLOCK, INT4):
-        (kernel,) = compiled(call(form))
-        measured = dict(zip(COLUMNS[1:], measures(kernel), strict=True))
+        ((_, compile_it),) = launches(call(form), targets.HOPPER)
+        kernel = compile_it()
+        measured = measures(kernel, targets.HOPPER)
         wide = len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10|ld\.global\S*\.v4\.b32", kernel.asm["ptx"]))
-        found[form] = {"spills": measured["spill_bytes"], "programs": measured["per_sm"], "wide_loads": wide}
+        found[form] = {"spills": measured.spill_bytes, "programs": measured.per_sm, "wide_loads": wide}
     print(json.dumps(found))

@@ -90,7 +90,7 @@ def int4_deviation(rows, outputs, inputs, group, with_zeros, dtype, device, impl
 @pytest.mark.parametrize("rows", [1, 3, 8, 9])
 def test_float8_is_the_product(device, implementation, rows, dtype, kind):
     # Whole steps of inputs and cut ones, outputs of one program and more, a block that is cut, a single element.
-    for outputs, inputs in ((40, 1024), (144, 200), (3, 1)):
+    for outputs, inputs in ((40, 4096), (20, 4300), (144, 200), (3, 1)):
         assert float8_deviation(rows, outputs, inputs, kind, dtype, device, implementation) <= 1
 
 
@@ -112,8 +112,8 @@ def test_wide_tiles_of_int4(device, monkeypatch, with_zeros):
 @pytest.mark.parametrize("rows", [2, 8])
 @dtypes
 def test_few_rows_of_16_bits(device, rows, dtype):
-    """Fewer outputs than tiles of 128 are for."""
-    for outputs, inputs in ((40, 1024), (70, 200)):
+    """Fewer outputs than tiles of 128 are for; several steps of inputs, whole and cut, and part of one."""
+    for outputs, inputs in ((40, 2048), (20, 2200), (70, 200)):
         x, weight = make_rows(rows, inputs, dtype, device), torch.randn(outputs, inputs, device=device).to(dtype)
         output = skinny_linear(x, weight, implementation="triton")
         assert deviation(output, x, weight, weight.abs()) <= 1

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import triton
 from sala_kernels import targets
+from sala_kernels.kv_scales import FIRST_CAPABILITY
 from sala_kernels.sparse_attention import CUDA_GROUPS, shared_blocks
 from sala_kernels.targets import Capability
 
-from benchmarks.operators.ahead.calls import FORMS, Form, operators
+from benchmarks.operators.ahead.calls import FORMS, FP8_CACHE, OWN_PRODUCTS, Form, operators
 from benchmarks.operators.ahead.compiler import Launch, Measures, launches, measures, measures_of_shared_blocks
 
 DEFAULT_WARPS, DEFAULT_STAGES = 4, 3  # Triton's
@@ -42,7 +43,7 @@ class Entry(NamedTuple):
 def entries(capability: Capability, forms: tuple[Form, ...] = FORMS, only: str = "") -> Iterator[Entry]:
     """Everything that is launched on a GPU of ``capability``, each once; compiles nothing."""
     seen = set()
-    for form in forms:
+    for form in (form for form in forms if _is_served(form, capability)):
         for operator, call in operators(form):
             if only not in operator:
                 continue
@@ -68,6 +69,13 @@ def entries(capability: Capability, forms: tuple[Form, ...] = FORMS, only: str =
             yield Entry(key, chosen, partial(measures_of_shared_blocks, group, capability))
 
 
+def _is_served(form: Form, capability: Capability) -> bool:
+    """Own products are off until they are measured, so they are compiled for the GPUs that will measure them."""
+    if form.special == OWN_PRODUCTS:
+        return capability == targets.HOPPER
+    return form.special != FP8_CACHE or capability >= FIRST_CAPABILITY
+
+
 def capability_name(capability: Capability) -> str:
     return "{}.{}".format(*capability)
 
@@ -75,8 +83,7 @@ def capability_name(capability: Capability) -> str:
 def _key(capability: Capability, operator: str, form: Form, launch: Launch) -> Key:
     options = dict(launch.options)
     warps, stages = options.get("num_warps", DEFAULT_WARPS), options.get("num_stages", DEFAULT_STAGES)
-    dtype = str(form.dtype).removeprefix("torch.")
-    return Key(capability_name(capability), operator, launch.kernel, dtype, launch.sizes, warps, stages)
+    return Key(capability_name(capability), operator, launch.kernel, str(form), launch.sizes, warps, stages)
 
 
 def _chosen(kernel: str, capability: Capability) -> str:
