@@ -105,9 +105,10 @@ class Server:
         self.port, ranks_meet_at = (port.number for port in self._ports)
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
-        self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
         options = "--tp-size", "--dp-size", "--tokenizer-worker-num"
         ranks, replicas, fronts = (given_number(arguments, name) for name in options)
+        meet = () if replicas > 1 else ("--nccl-port", str(ranks_meet_at))  # replicas find a port each
+        self.command += ["--port", str(self.port), *meet, *SERVER_ARGUMENTS, *arguments]
         ranks *= replicas
         self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
