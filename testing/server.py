@@ -106,10 +106,11 @@ class Server:
         self.port, ranks_meet_at = (port.number for port in self._ports)
         device = () if torch.cuda.is_available() else ("--device", "cpu")
         self.command = [*program, "--model-path", str(model), *device]
-        self.command += ["--port", str(self.port), "--nccl-port", str(ranks_meet_at), *SERVER_ARGUMENTS, *arguments]
         options = "--tokenizer-worker-num", "--dp-size", "--tp-size", "--pp-size"
         fronts, replicas, *sizes = (given_number(arguments, name) for name in options)
         ranks = replicas * math.prod(sizes)
+        meet = () if replicas > 1 else ("--nccl-port", str(ranks_meet_at))  # replicas find a port each
+        self.command += ["--port", str(self.port), *meet, *SERVER_ARGUMENTS, *arguments]
         self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))

@@ -158,6 +158,8 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, speculation.argument_limits(found))
     cache = found("enable_hierarchical_cache"), device, found("hicache_storage_backend")
     check_limits(found, hierarchical_cache.argument_limits(*cache))
+    if found("dp_size") > 1:
+        check_limits(found, [("nccl_port", (None,), "with dp_size above 1 every replica needs a port of its own")])
     if quantization.is_planned(model):
         check_limits(found, quantization.LIMITS)
         quantization.check_ranks(config, found("tp_size"), device)

@@ -56,21 +56,26 @@ def fingerprint(runner: Any, page_first: bool) -> str:
         "dense_len": environment.dense_len_tokens(config),
         "dtypes": [str(runner.model_config.dtype), str(runner.kv_cache_dtype)],
         "page_first": page_first,
-        "weights": weight_sums(runner.model),
+        "weights": weights_digest(runner.model),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def weight_sums(model: torch.nn.Module) -> dict[str, int]:
-    """The sum of every parameter's words, read as integers: one pass over the weights, exact in any order.
+def weights_digest(model: torch.nn.Module) -> str:
+    """A checksum of what every parameter's rows and columns sum up to, their words read as integers.
 
     So of the scales of keys and values in FP8, which are buffers.
+    Two passes over the weights, exact in any order of adding; rows that change places change it too.
     """
+    checksum = xxhash.xxh3_128()
     scales = {name: values for name, values in model.named_buffers() if name.endswith("kv_scales")}
-    return {
-        name: int(values.detach().view(_WORDS[values.itemsize]).sum(dtype=torch.int64))
-        for name, values in (dict(model.named_parameters()) | scales).items()
-    }
+    for name, values in (dict(model.named_parameters()) | scales).items():
+        words = values.detach().view(_WORDS[values.itemsize])
+        words = words.flatten(1) if words.ndim > 1 else words.reshape(1, -1)
+        checksum.update(name.encode())
+        for dimension in (0, 1):
+            checksum.update(words.sum(dimension, dtype=torch.int64).cpu().numpy().data)
+    return checksum.hexdigest()
 
 
 class PageFiles(HiCacheFile):

@@ -256,8 +256,8 @@ PLUGIN = (
     Mistake(
         "storage: files are those of any weights",
         f"{_PLUGIN}/storage.py",
-        '"weights": weight_sums(runner.model)',
-        '"weights": {}',
+        '"weights": weights_digest(runner.model)',
+        '"weights": ""',
         "tests/plugin/test_storage.py::test_replaced_weights_leave_their_files",
     ),
     Mistake(

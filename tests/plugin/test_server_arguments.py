@@ -35,7 +35,9 @@ REFUSED = {
     "--disaggregation-mode decode": "'null'",
     "--hicache-mem-layout layer_first --enable-hierarchical-cache": "'page_first', 'page_first_direct'",
     "--hicache-io-backend kernel --enable-hierarchical-cache": "'direct'",  # on a CPU
-    "--hicache-storage-backend file --enable-hierarchical-cache --hicache-io-backend direct": "None",
+    "--hicache-storage-backend file": "None",
+    "--hicache-storage-backend nixl --enable-hierarchical-cache --hicache-io-backend direct": "None, 'file'",
+    "--nccl-port 5000 --dp-size 2": "None",
     "--enable-lmcache": "False",
     "--enable-hisparse": "False",
     "--enable-streaming-session": "False",

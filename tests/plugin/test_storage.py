@@ -149,12 +149,23 @@ def test_the_same_weights_find_them_again(files, name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bfloat16, torch.float32])
-def test_sums_tell_weights_apart(dtype):
+def test_digests_tell_weights_apart(dtype):
+    """One value, rows or columns in another order, another name, and tensors of one value."""
+    values = torch.arange(12).reshape(3, 4).to(dtype).t()
+    changed = values.clone()
+    changed[3, 1] = 2
+    forms = {"a": values}, {"a": changed}, {"a": values.float().flip(0).to(dtype)}, {"b": values}
+    forms += {"a": values.float().flip(1).to(dtype)}, {"a": values, "scale": values[0, 0]}, {"a": values.flatten()}
+    digests = [storage.weights_digest(parameters(form)) for form in forms]
+    assert len(set(digests)) == len(forms)
+    assert storage.weights_digest(parameters({"a": values.clone()})) == digests[0]
+
+
+def parameters(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     model = torch.nn.Module()
-    model.weight = torch.nn.Parameter(torch.ones(3, 4).to(dtype).t(), requires_grad=False)
-    before = storage.weight_sums(model)
-    model.weight.data[1, 2] = 2
-    assert storage.weight_sums(model) != before and storage.weight_sums(model).keys() == {"weight"}
+    for name, values in tensors.items():
+        model.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+    return model
 
 
 def test_replaced_weights_leave_their_files(files, served):
