@@ -55,7 +55,7 @@ PLUGIN = (
         f"{_PLUGIN}/lora.py",
         "(copy_kv_heads(up, config.head_dim, copies) if",
         "(up.repeat(copies, 1) if",
-        "tests/serving/test_lora.py::test_several_ranks",
+        "tests/serving/test_lora.py::test_four_ranks",
     ),
     Mistake(
         "prefix cache: the mark begins a token late",

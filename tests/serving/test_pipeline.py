@@ -96,8 +96,9 @@ def test_abort_of_everything(server, nothing_leaks):
     for _ in range(ATTEMPTS):
         with ThreadPoolExecutor(3) as pool:
             answers = [pool.submit(server.post, "/generate", body) for _ in range(3)]
-            while requests_inside(server) < 3 and not any(answer.done() for answer in answers):
+            while not requests_inside(server) and not any(answer.done() for answer in answers):
                 time.sleep(0.02)
+            time.sleep(1)  # SGLang counts one of the batches that follow each other through the stages
             server.client.post(f"{server.base_url}/abort_request", body={"rid": "", "abort_all": True}, cast_to=object)
         if [answer.result()["meta_info"]["finish_reason"]["type"] for answer in answers] == ["abort"] * 3:
             return
