@@ -43,6 +43,7 @@ OUTPUTS = ("plugin: N times sooner",)
 # Programs that are not run, by how their commands begin, and why.
 NOT_RUN = {
     "git clone": "needs a network",
+    "docker": "needs a daemon; tests/documentation/test_dockerfile.py reads the recipe",
     "cd": "changes the directory of a reader's shell",
     "source": "changes a reader's shell",
     "pre-commit": "changes the checkout",
