@@ -48,7 +48,7 @@ class Case:
 
 CASES = {
     "w4a16": Case("sala-tiny-w4a16", "w4a16"),
-    "scales doubled": Case("scales doubled", "w4a16", frozenset({"KL mean", "perplexity ratio", "same first choice"})),
+    "scales doubled": Case("scales doubled", "w4a16", frozenset({"same first choice"})),
     # Nothing but the growth shows where the damage begins.
     "late rotary": Case("sala-tiny", "w4a16", frozenset({"growth of KL"}), LATE_ROTARY),
     "fp8": Case("sala-tiny-fp8", "fp8"),
