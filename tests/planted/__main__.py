@@ -1,9 +1,11 @@
 """Plant every mistake into a copy of the tree and see whether its test finds it.
 
-    python -m tests.planted [NAME ...] [--output FILE]
+    python -m tests.planted [NAME ...] [--output FILE [--missing]]
 
 Names choose mistakes; without any, all of them are planted, one after the other. A test must pass without the mistake
-and fail with it. Prints a Markdown table, and writes it with commit and date to FILE. Exit code 1: not all were found.
+and fail with it. Prints a Markdown table; FILE gets one too, after every mistake, with the commit of each verdict and
+with the verdicts that it already had. --missing plants those that it does not say "yes" of: so an interrupted run goes
+on. Exit code 1: not all were found.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +23,14 @@ from tests.planted.mistake import Mistake
 ROOT = Path(__file__).parents[2]
 HEADING = 2  # lines of a table
 PASSED, FAILED = 0, 1  # exit codes of pytest; others say that no test was run
+COLUMNS = "mistake", "test", "found", "commit"
+ABOUT = """# Planted mistakes
+
+A test that has never failed proves nothing. {planted} of {all} mistakes were planted, one at a time, into a copy of the
+tree at the commit that the table names; their tests passed without them and had to fail with them. The list is
+`tests/planted/`, `python -m tests.planted --output docs/contributing/planted-mistakes.md` does it again, and with
+`--missing` only those that the table lacks.
+"""
 PACKAGES = "sala_sglang", "sala_kernels", "training", "benchmarks", "testing"
 
 
@@ -29,19 +39,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.planted", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--output", type=Path, metavar="FILE")
+    parser.add_argument("--missing", action="store_true")
     options = parser.parse_args()
     if unknown := set(options.names) - names:
         parser.error(f"{sorted(unknown)} are no mistakes; allowed: {sorted(names)}")
-    chosen = [mistake for mistake in MISTAKES if not options.names or mistake.name in options.names]
+    if options.missing and not options.output:
+        parser.error("--missing needs --output")
+    page = Page(options.output)
+    found = page.found() if options.missing else set()
+    chosen = [m for m in MISTAKES if (not options.names or m.name in options.names) and m.name not in found]
     with TemporaryDirectory(prefix="sala-planted-") as folder:
         copy = Path(folder) / "copy"
         copy_tree(copy)
-        verdicts = dict(plant_all(copy, chosen))
-    lines = table(chosen, verdicts)
-    if options.output:
-        options.output.write_text(document(lines))
-    print("\n".join(lines))
-    return 0 if set(verdicts.values()) == {"yes"} else 1
+        verdicts = {}
+        for name, verdict in plant_all(copy, chosen):
+            verdicts[name] = verdict
+            page.write(name, verdict)
+    print("\n".join(table([(m.name, f"`{m.test}`", verdicts[m.name]) for m in chosen], COLUMNS[:-1])))
+    return 0 if set(verdicts.values()) <= {"yes"} else 1
 
 
 def copy_tree(copy: Path) -> None:
@@ -103,23 +118,30 @@ def run_tests(copy: Path, *tests: str) -> int:
     return subprocess.run(command, cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL).returncode
 
 
-def table(chosen: list[Mistake], verdicts: dict[str, str]) -> list[str]:
-    rows = [("mistake", "test", "found"), ("---", "---", "---")]
-    rows += [(mistake.name, f"`{mistake.test}`", verdicts[mistake.name]) for mistake in chosen]
-    return [f"| {' | '.join(row)} |" for row in rows]
+def table(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *rows)]
 
 
-def document(lines: list[str]) -> str:
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    about = f"""# Planted mistakes
+class Page:
+    """The table of all verdicts in a file; without one nothing is written."""
 
-A test that has never failed proves nothing. {len(lines) - HEADING} of {len(MISTAKES)} mistakes were planted, one at a
-time, into a copy of the tree at commit {commit} on {time.strftime("%Y-%m-%d")}; their tests passed without them and had
-to fail with them. The list is `tests/planted/`, and
-`python -m tests.planted --output docs/contributing/planted-mistakes.md` does it again.
-"""
-    return "\n".join([about, *lines, ""])
+    def __init__(self, path: Path | None):
+        self.path = path
+        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        self.commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        text = path.read_text() if path and path.exists() else ""
+        lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        self.verdicts = {name: (found, commit) for name, _, found, commit in lines[HEADING:]}
+
+    def found(self) -> set[str]:
+        return {name for name, (verdict, _) in self.verdicts.items() if verdict == "yes"}
+
+    def write(self, name: str, verdict: str) -> None:
+        self.verdicts[name] = verdict, self.commit
+        rows = [(m.name, f"`{m.test}`", *self.verdicts[m.name]) for m in MISTAKES if m.name in self.verdicts]
+        if self.path:
+            about = ABOUT.format(planted=len(rows), all=len(MISTAKES))
+            self.path.write_text("\n".join([about, *table(rows, COLUMNS), ""]))
 
 
 if __name__ == "__main__":
