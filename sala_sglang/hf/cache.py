@@ -72,13 +72,13 @@ class SALACache(Cache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Keep the sequences ``beam_idx`` [B], which may repeat."""
-        self.sequences = [self.sequences[i].extended(0) for i in beam_idx.tolist()]
+        self.sequences = [self.sequences[i] for i in beam_idx.tolist()]
 
     batch_select_indices = reorder_cache
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Keep every sequence ``repeats`` times: one prompt for several answers."""
-        self.sequences = [sequence.extended(0) for sequence in self.sequences for _ in range(repeats)]
+        self.sequences = [sequence for sequence in self.sequences for _ in range(repeats)]
 
     def reset(self) -> None:
         """Forget all sequences."""

@@ -170,14 +170,22 @@ def test_greedy_generation(model):
     assert both[0, : greedy.shape[1]].tolist() == greedy[0].tolist()
 
 
-def test_sampling_and_beams(model):
+def test_sampling(model):
     ids, draws = prompt(40), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         draws.append(model.generate(ids, max_new_tokens=8, do_sample=True, temperature=0.9).tolist())
     assert draws[0] == draws[1] != draws[2]
-    beams = model.generate(ids, max_new_tokens=4, num_beams=3, do_sample=False)
-    assert beams[0, :40].tolist() == ids[0].tolist()
+
+
+@pytest.mark.parametrize("seed", [1, 2])  # beams of these change places
+def test_beams_go_on_with_their_own_caches(model, seed):
+    ids = prompt(40, seed=seed)
+    beams, without_cache = (
+        model.generate(ids, max_new_tokens=8, num_beams=3, do_sample=False, use_cache=cached)
+        for cached in (True, False)
+    )
+    assert beams.tolist() == without_cache.tolist() and beams[0, :40].tolist() == ids[0].tolist()
 
 
 def test_continuation_after_generate(model):

@@ -53,11 +53,11 @@ TOOLS = (
         "tests/hf/test_model.py::test_padded_batch_equals_each_alone",
     ),
     Mistake(
-        "hf: beams share a cache that grows",
+        "hf: beams go on with the caches of others",
         "sala_sglang/hf/cache.py",
-        "[self.sequences[i].extended(0) for i",
-        "[self.sequences[i] for i",
-        "tests/hf/test_model.py::test_sampling_and_beams",
+        "[self.sequences[i] for i in beam_idx.tolist()]",
+        "list(self.sequences)",
+        "tests/hf/test_model.py::test_beams_go_on_with_their_own_caches",
     ),
     Mistake(
         "checkpoint: the seed does not matter",
