@@ -112,8 +112,8 @@ def record_operators(result: dict[str, list]) -> None:
 
 
 def recorded(operator, name: str, arguments: dict[int, str], result: dict[str, list]):
-    def call(*args):
-        output = operator(*args)
+    def call(*args, **options):
+        output = operator(*args, **options)
         # Clones: a reduction may work in place.
         result[name].append(output.clone())
         for position, argument in arguments.items():
