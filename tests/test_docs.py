@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.capacity import with_sums
 from sala_sglang import cli, environment
 from sala_sglang.cards.memory import Load, memory_bytes, snapshot_bytes
 from sala_sglang.config import SALAConfig
@@ -100,7 +101,7 @@ def test_memory_of_the_guide_is_computed():
         sizes = [memory_bytes(SALAConfig(), load) for load in loads]
         for size, load in zip(sizes, loads, strict=True):
             size["snapshots of their prompts"] = snapshot_bytes(SALAConfig(), load)
-            size["sum"] = sum(size.values())
+            size |= with_sums(size, memory_bytes(SALAConfig(), load._replace(cache="fp8"))["keys and values"])
         assert [size[what] for size in sizes] == [int(row["bytes"]) for row in listed if row["what"] == what]
         assert f"| {what} | {' | '.join(f'{size[what] / 2**30:.2f}' for size in sizes)} |" in page
 

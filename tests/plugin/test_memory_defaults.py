@@ -88,7 +88,7 @@ def test_what_the_user_named_stays():
 def test_sglang_takes_them(tmp_path, memory_mib):
     SALAConfig(architectures=[ARCHITECTURE], dtype="bfloat16").save_pretrained(tmp_path)
     command = f"--model {tmp_path} --device cuda --skip-tokenizer-init --load-format dummy"
-    lines = [command, f"{command} --max-mamba-cache-size 9", f"{command} --mem-fraction-static 0.85"]
+    lines = [command, f"{command} --max-mamba-cache-size 9", f"{command} --mem-fraction-static 0.8"]
     done = run_python(RESOLVE, json.dumps([memory_mib, *(line.split() for line in lines)]))
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert found, done.stderr
@@ -100,4 +100,4 @@ def test_sglang_takes_them(tmp_path, memory_mib):
     (said,) = plain["said"]
     assert "on this GPU of 32607 MiB max_mamba_cache_size = 69, mem_fraction_static = 0.803, so that a" in said
     assert divided["max_mamba_cache_size"] == 9 and not divided["said"]
-    assert fraction["mem_fraction_static"] == 0.85 and fraction["max_mamba_cache_size"] > 69
+    assert fraction["mem_fraction_static"] == 0.8 and fraction["max_mamba_cache_size"] == 67

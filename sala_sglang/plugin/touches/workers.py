@@ -203,9 +203,9 @@ _MODEL = (
         target="sglang.srt.layers.quantization.base_config.QuantizeMethodBase",
         how=SUBCLASS,
         process=WORKER,
-        names=("apply",),
-        when="Hopper",
-        why="what the two methods below share",
+        names=("apply", "create_weights", "process_weights_after_loading"),
+        when="Hopper, or SALA_OWN_PRODUCTS",
+        why="what the two methods below share, and a third around SGLang's own for quantised layers",
         until="stays: SGLang's layers are extended this way",
     ),
     Touch(
