@@ -19,8 +19,8 @@ GROUPS = {
     "LoRA": r"lora|sgmv",
     "lightning": r"^_(step|sum|scan|walk|verify|commit)_kernel|seg_la|simple_gla|lightning",
     "dense attention": r"Batch(Prefill|Decode)|flash_?(attn|fwd)|flashinfer.*attention|VariableLengthMerge",
-    "norms, rope, gates": r"^_(scaled_add_norm|qk_norm_rope|gated_norm|mean_square_part|sigmoid_gate|float8_gate|silu_mul)_kernel"
-    r"|rms_?norm|act_and_mul|silu|rotary",
+    "norms, rope, gates": r"^_(scaled_add_norm|qk_norm_rope|gated_norm|mean_square_part)_kernel"
+    r"|^_(sigmoid_gate|float8_gate|silu_mul)_kernel|rms_?norm|act_and_mul|silu|rotary",
     "matrix products": r"^_(few_rows|int4)_kernel|gemm|gemv|cutlass|cublas|nvjet|xmma|splitK|skinny|addmm|aten::mm",
     "sampling, logits": r"argmax|softmax|top_?[kp]|sampl|sort",
     "copies, memsets": r"copy|memset|fill|Memcpy",

@@ -12,7 +12,10 @@ from benchmarks.serving import step_profile
 from benchmarks.serving.step_profile import decode_rows, prefill_rows
 
 ROOT = Path(__file__).parents[2]
-OURS = ("sparse_attention", "select_blocks", "compress_keys", "lightning", "norms, rope, gates", "matrix products")
+OURS = (
+    *("sparse_attention", "select_blocks", "compress_keys", "store_kv"),
+    *("lightning", "norms, rope, gates", "matrix products"),
+)
 # Microseconds after the start of a step, duration, stream. The second stream prepares the next step.
 STEP = (
     ("vectorized_gather_kernel", 0, 10, 7),
