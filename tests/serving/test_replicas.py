@@ -51,6 +51,8 @@ def test_requests_are_divided(server, oracle):
 
 
 def test_the_metrics_of_the_guide_are_there(server):
+    streamed = server.client.completions.create(model="default", prompt=[5, 6, 7], max_tokens=4, stream=True)
+    assert list(streamed)  # times between tokens come from streams
     names = set(re.findall(r"`(sglang:\w+)`", GUIDE.read_text()))
     found = set(re.findall(r"^# TYPE (\S+)", server.get("/metrics"), re.MULTILINE))
     assert names and names <= found
