@@ -34,6 +34,12 @@ from sala_sglang.speculation.drafts import Drafts, RequestTokens
 NO_CORPORA = "MiniCPM-SALA drafts from a request's own tokens; corpora are not supported"
 
 
+def chain_links(requests: int, rows: int, device: str | torch.device) -> torch.Tensor:
+    """The row that follows each of a chain, −1 after the last: [requests, rows] int64."""
+    offsets = torch.arange(rows, device=device)
+    return torch.where(offsets < rows - 1, offsets + 1, -1).repeat(requests, 1)
+
+
 class ChainWorker(BaseSpecWorker):
     """Runs every step of a server with speculation: prefills as they are, decode steps as verify steps."""
 
@@ -124,7 +130,7 @@ class ChainWorker(BaseSpecWorker):
         offsets = torch.arange(rows, device=self.device)
         positions = batch.seq_lens[:, None] + offsets
         index = torch.arange(requests * rows, device=self.device).view(requests, rows)
-        following = torch.where(offsets < rows - 1, offsets + 1, -1).expand(requests, rows).contiguous()
+        following = chain_links(requests, rows, self.device)
         batch.forward_mode = ForwardMode.TARGET_VERIFY
         batch.input_ids = torch.from_numpy(tokens).flatten().to(self.device, non_blocking=True)
         slots = batch.req_to_token_pool.req_to_token[batch.req_pool_indices[:, None], positions]
@@ -141,8 +147,9 @@ class ChainWorker(BaseSpecWorker):
         )
 
     def _grammar_mask(self, batch: ScheduleBatch, tokens: numpy.ndarray) -> Any:
-        links = batch.spec_info.retrieve_next_token.cpu(), batch.spec_info.retrieve_next_sibling.cpu()
-        tree = GrammarTree.from_host(*links, torch.from_numpy(tokens))
+        requests, rows = tokens.shape
+        following = chain_links(requests, rows, "cpu")  # made anew: a copy from the GPU would wait for it
+        tree = GrammarTree.from_host(following, torch.full_like(following, -1), torch.from_numpy(tokens))
         return build_grammar_vocab_mask(
             reqs=batch.reqs, tree=tree, sampling_info=batch.sampling_info, device=self.device, barrier=None
         )

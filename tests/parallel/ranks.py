@@ -33,7 +33,7 @@ STALL_SECONDS = 1800  # until the first rank of a group ends, and from one end t
 RECORDED: dict[str, dict[str, dict[int, str]]] = {
     "sala_sglang.attention.sparse_backend": {"select_blocks": {0: "group_queries"}, "sparse_attention": {}},
     "sala_sglang.attention.lightning_backend": {"lightning_chunk": {}, "lightning_step": {}},
-    "sala_sglang.models.minicpm_sala": {"mean_square_part": {}, "gated_norm": {0: "to_norm", 4: "mean_square"}},
+    "sala_sglang.models.layers": {"mean_square_part": {}, "gated_norm": {0: "to_norm", 4: "mean_square"}},
 }
 
 

@@ -184,7 +184,7 @@ SERVING = (
     ),
     Mistake(
         "ranks: the output norm spans a rank's part",
-        f"{_MODELS}/minicpm_sala.py",
+        f"{_MODELS}/layers.py",
         "get_parallel().attn_tp_group.all_reduce(part)",
         "(part * self.ranks)",
         f"{_RANK_TESTS}::test_output_norm_spans_the_full_width",

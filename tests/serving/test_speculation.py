@@ -83,9 +83,9 @@ def texts_of(answers) -> list[list[int]]:
     return [prompt + answer.tokens for prompt, answer in answers.values()]
 
 
-def assert_same(given: Answer, expected: Answer) -> None:
+def assert_same(given: Answer, expected: Answer, tolerance: float = TOLERANCE) -> None:
     assert given.tokens == expected.tokens
-    assert max(abs(a - b) for a, b in zip(given.logprobs, expected.logprobs, strict=True)) <= TOLERANCE
+    assert max(abs(a - b) for a, b in zip(given.logprobs, expected.logprobs, strict=True)) <= tolerance
 
 
 @pytest.mark.parametrize("right", range(ROWS))

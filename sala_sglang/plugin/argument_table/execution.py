@@ -59,7 +59,7 @@ VERDICTS = (
     read("a named backend takes the place of skinny_linear", "bf16_gemm_backend"),
     read("FlashInfer is asked for FP8 products and sampling alone", "disable_flashinfer_autotune"),
     read("as disable_flashinfer_autotune", "flashinfer_autotune_skip_ops"),
-    tested("models/test_minicpm_sala.py", "enable_memory_saver", "frequencies come back as a buffer; tried on an H200"),
+    tested("models/test_layers.py", "enable_memory_saver", "frequencies come back as a buffer; tried on an H200"),
     read("weights come back from the host; tried on an H200", "enable_weights_cpu_backup"),
     read("SGLang applies them to the logits", "enable_custom_logit_processor"),
     read(

@@ -29,7 +29,7 @@ VERDICTS = (
     refused("enable_dp_lm_head enable_dense_mlp_attn_tp", OFF, "attention is not data parallel"),
     refused("use_ray", OFF, "SGLang's Ray actors load no plugins, and would serve SGLang's own model"),
     refused("enable_quant_communications", OFF, "SGLang has it for NPUs"),
-    read("replicas, each with a prefix cache of its own behind SGLang's controller", "dp_size"),
+    tested("serving/test_replicas.py", "dp_size", "replicas, each with a prefix cache of its own"),
     read("which replica SGLang's controller gives a request", "load_balance_method"),
     tested("serving/test_nodes.py", "nnodes node_rank dist_init_addr nccl_port", "two nodes of one host"),
     read("how ranks over nodes find and wait for each other", "dist_timeout gated_launch_port"),

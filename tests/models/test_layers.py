@@ -7,7 +7,7 @@ from sglang.srt.model_loader.weight_utils import initialize_dummy_weights
 from torch import nn
 
 from sala_sglang.config import SALAConfig
-from sala_sglang.models.minicpm_sala import InverseFrequencies
+from sala_sglang.models.layers import InverseFrequencies
 
 CONFIG = SALAConfig()
 
