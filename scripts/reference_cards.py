@@ -144,6 +144,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def longest(card: Card, weights: str, cache: str) -> str:
+    if cache not in plan.caches(card):
+        return "refused"
     tokens = plan.longest_context(CONFIG, card, Load(0, 1, plan.LEAST_CHUNK_TOKENS, weights, cache))
     return f"{tokens:,}" if tokens else "does not fit"
 

@@ -1,6 +1,7 @@
 """``sala-sglang plan``: prints whether a load fits on a card, the flags of a server, and what times to expect."""
 
 import argparse
+import sys
 
 from sala_sglang.cards import data, plan, speed
 from sala_sglang.cards.data import Card
@@ -11,8 +12,15 @@ OVERWRITE = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the plan; returns 0 where the load fits, and 1 where it does not."""
+    """Print the plan; returns 0 where the load fits, 1 where it does not, and 2 for what the card cannot run."""
     config, card = SALAConfig(), data.find(options.gpu)
+    if options.kv not in (allowed := plan.caches(card)):
+        print(
+            f"sala-sglang plan: --kv: {options.kv!r} is not served on {card.name}, compute capability "
+            f"{card.capability[0]}.{card.capability[1]}; allowed: {', '.join(allowed)}",
+            file=sys.stderr,
+        )
+        return 2
     load = Load(
         context_tokens=options.context,
         requests=options.requests,

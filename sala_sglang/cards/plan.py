@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sala_kernels.kv_scales import FIRST_CAPABILITY
+
 from sala_sglang.cards.data import Card
-from sala_sglang.cards.memory import MIB, Load, memory_bytes, snapshot_bytes, state_bytes, weight_bytes
+from sala_sglang.cards.memory import CACHES, MIB, Load, memory_bytes, snapshot_bytes, state_bytes, weight_bytes
 from sala_sglang.config import SALAConfig
 
 ERROR = 0.02  # of a sum, as tests/cards/test_memory.py bounds it
@@ -23,6 +25,16 @@ class Change(NamedTuple):
 
     what: str
     load: Load
+
+
+def caches(card: Card) -> tuple[str, ...]:
+    """What keys and values can be in on a card, of CACHES.
+
+    >>> from sala_sglang.cards import data
+    >>> caches(data.find("RTX 3090")), caches(data.find("RTX 4090"))
+    (('bf16',), ('bf16', 'fp8'))
+    """
+    return CACHES if card.capability >= FIRST_CAPABILITY else CACHES[:1]
 
 
 def pool_tokens(context_tokens: int) -> int:
@@ -52,7 +64,8 @@ def changes(config: SALAConfig, card: Card, load: Load) -> Iterator[Change]:
         Change("smaller chunks and no prefix cache", small._replace(prefix_cache=False)),
     ]
     for weights, cache in (("bf16", "fp8"), ("fp8", "bf16"), ("fp8", "fp8"), ("w4", "bf16"), ("w4", "fp8")):
-        if (weights, cache) != (load.weights, load.cache) and _narrower(weights, load.weights):
+        other = (weights, cache) != (load.weights, load.cache)
+        if other and cache in caches(card) and _narrower(weights, load.weights):
             what = f"weights in {weights}, keys and values in {cache}"
             candidates += [Change(what, load._replace(weights=weights, cache=cache))]
             candidates += [Change(f"{what}, smaller chunks", small._replace(weights=weights, cache=cache))]

@@ -36,8 +36,20 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
     code, said = run(capsys, "--gpu", "RTX 4090", "--context", "1048576")
     assert code == 1 and "It does not fit. It would with" in said
     assert "weights in fp8, keys and values in bf16" in said and "a shorter context" in said
+    assert "weights in fp8, keys and values in fp8" in said
     code, said = run(capsys, "--gpu", "RTX 4090", "--context", "128K", "--weights", "fp8", "--kv", "fp8")
     assert code == 0 and "--quantization fp8" in said and "--kv-cache-dtype fp8_e4m3" in said
+
+
+@pytest.mark.parametrize("card", data.CARDS, ids=lambda card: card.name)
+def test_fp8_keys_and_values_only_where_a_server_takes_them(card, capsys):
+    """_cache_limit of the server's arguments has the same bound."""
+    served = card.capability >= (8, 9)
+    code = cli.main(["plan", "--gpu", card.name, "--context", "64K", "--kv", "fp8"])
+    said = capsys.readouterr()
+    assert (code == 2) == (not served) and ("--kv: 'fp8' is not served on" in said.err) == (not served)
+    proposed = {change.load.cache for change in plan.changes(CONFIG, card, Load(2**26))}
+    assert "fp8" not in proposed or served
 
 
 @pytest.mark.parametrize("card", data.CARDS, ids=lambda card: card.name)
