@@ -9,8 +9,16 @@ import pytest
 from sala_kernels.targets import LIMITS
 
 from benchmarks.common import results_file
-from benchmarks.operators.ahead.check import MORE_SPILL_BYTES, MOST_SPILL_BYTES, kernel_names, key_of, problems, sample
-from benchmarks.operators.ahead.compiler import measures_of_shared_blocks, programs
+from benchmarks.operators.ahead.check import (
+    MORE_SPILL_BYTES,
+    MOST_SPILL_BYTES,
+    differences,
+    kernel_names,
+    key_of,
+    problems,
+    sample,
+)
+from benchmarks.operators.ahead.compiler import Measures, measures_of_shared_blocks, programs
 from benchmarks.operators.ahead.entries import Entry
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +63,18 @@ def test_what_is_wrong_is_found(rows, launched):
     assert list(problems(spilling, launched)) == [f"spills {bound + 8} bytes: {first}"]
     too_large = [rows[0] | {"per_sm": "0"}, *rows[1:]]
     assert list(problems(too_large, launched)) == [f"does not fit on a multiprocessor: {first}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "found"),
+    [("registers", 4, False), ("registers", -4, False), ("registers", 8, True), ("shared_bytes", 4, True)],
+)
+def test_what_compiles_to_another_result_is_found(rows, launched, name, more, found):
+    before = rows[0]
+    compiled = {field: int(before[field]) for field in Measures.__dataclass_fields__}
+    now = Measures(**compiled | {name: compiled[name] + more})
+    changed = list(differences(rows, [launched[0]._replace(measure=lambda: now)]))
+    assert len(changed) == found and all(f"{name} {compiled[name]} → {getattr(now, name)}" in one for one in changed)
 
 
 @pytest.mark.parametrize(
