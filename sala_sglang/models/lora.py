@@ -14,9 +14,14 @@ class LoRATargets:
     """Mixin of the model; the names of its methods are SGLang's."""
 
     config: SALAConfig
+    start_layer: int
+    end_layer: int
 
     def get_hidden_dim(self, module_name: str, layer_idx: int) -> tuple[int, int]:
-        """Input and output features of a layer over all ranks together. Raises ValueError for other layers."""
+        """Input and output features of a layer over all ranks together, none for layers of another pipeline stage.
+
+        SGLang makes room for the adapters of that many. Raises ValueError for other names.
+        """
         config, kind = self.config, self.config.layer_kinds[layer_idx]
         qkvg = qkvg_widths(config, kind, get_parallel().attn_tp_size)
         sizes = {
@@ -29,6 +34,8 @@ class LoRATargets:
         }
         if module_name not in sizes:
             raise ValueError(f"MiniCPM-SALA: LoRA target {module_name!r} is not supported; allowed: {', '.join(sizes)}")
+        if module_name in LINEAR_TARGETS and not self.start_layer <= layer_idx < self.end_layer:
+            return 0, 0
         return sizes[module_name]
 
     def get_stacked_multiply(self, module_name: str) -> int:

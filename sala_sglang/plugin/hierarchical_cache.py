@@ -20,8 +20,6 @@ STORAGE_REASONS = {
 }
 OTHER_STORAGE = "it was not tried with compressed keys and states; files have checksums, and names of their own"
 
-STAGES_AND_FILES = "pipeline stages were not tried with files of the cache"
-
 
 def argument_limits(enabled: bool, device: str, storage: str | None) -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others) for ServerArgs with the cache ``enabled``.
@@ -31,9 +29,7 @@ def argument_limits(enabled: bool, device: str, storage: str | None) -> tuple[tu
     if not enabled:
         return (("hicache_storage_backend", (None,), "it keeps what --enable-hierarchical-cache has in host memory"),)
     backends = ("direct",) if device == "cpu" else ("kernel", "direct")
-    stages = (("pp_size", (1,), STAGES_AND_FILES),) if storage else ()
     return (
-        *stages,
         ("hicache_mem_layout", LAYOUTS, "SGLang's MambaPoolHost copies recurrent states in these layouts only"),
         ("hicache_io_backend", backends, f"SGLang has no copies of recurrent states for it on {device}"),
         ("hicache_storage_backend", STORAGE_BACKENDS, storage_reason(storage)),
@@ -54,10 +50,6 @@ def skip_empty(original: Callable, *args: Any, **kwargs: Any) -> None:
 
 def attach_storage(original: Callable, cache: Any, storage_backend: str, **kwargs: Any) -> tuple[bool, str]:
     """The answer to a storage backend that is attached while the server runs."""
-    from sglang.srt.runtime_context import get_parallel
-
-    if (stages := get_parallel().pp_size) > 1:
-        return False, f"MiniCPM-SALA: storage is not supported with pp_size = {stages} ({STAGES_AND_FILES}); allowed: 1"
     if storage_backend in STORAGE_BACKENDS:
         return original(cache, storage_backend, **kwargs)
     allowed = ", ".join(repr(name) for name in STORAGE_BACKENDS if name)

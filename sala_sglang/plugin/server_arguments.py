@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 ARGUMENT_LIMITS = fixed_limits()
 # Methods of SGLang that quantize weights of 16 bits while they are loaded, and have no other products than GPUs'.
 ONLINE_QUANTIZATION = ("fp8", "w8a8_fp8")
-# (field, the values that work with pipeline stages, what is missing for the others)
-STAGE_LIMITS = (("enable_lora", (False, None), "adapters were not tried with pipeline stages"),)
 # Names under which published command lines ask for block-sparse attention.
 ACCEPTED_BACKENDS = (None, BACKEND, "minicpm_flashinfer", "minicpm_flashattn")
 # Up to which size prefill steps are captured as CUDA graphs. Longer ones hide their launches behind their kernels: at
@@ -172,8 +170,6 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     backends = {f"cuda_graph_config[{phase}].backend": getattr(graphs, phase).backend for phase in _GRAPH_BACKENDS}
     check_limits(backends.get, [_graph_limit(phase) for phase in _GRAPH_BACKENDS])
     check_tensor_parallel(config, found("tp_size"))
-    if found("pp_size") > 1:
-        check_limits(found, STAGE_LIMITS)
     block = config.sparse_geometry.block_size
     if found("page_size") not in (None, block):
         raise ValueError(

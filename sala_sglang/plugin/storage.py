@@ -4,8 +4,9 @@ SGLang names a file by the hash of all tokens up to the end of its page, and by 
 it depends on more, and is raw bytes that would be taken for keys and values whatever they are. So:
 
 **The name has a fingerprint** in place of the model's name, of everything that decides about the bytes: configuration,
-dtypes, layout, versions, and the weights themselves. What was written with others is not found. Weights may be replaced
-while the server runs; the fingerprint is taken anew whenever the prefix cache is emptied, as SGLang does then.
+dtypes, layout, versions, and the weights themselves, also those of other ranks. What was written with others is not
+found. Weights may be replaced while the server runs; the fingerprint is taken anew whenever the prefix cache is
+emptied, as SGLang does then.
 
 **The content has a seal**, a checksum of its bytes and its name. A file whose seal is not right is removed and counts
 as missing, so that the page is computed and written again.
@@ -26,14 +27,15 @@ import xxhash
 from sglang.srt.mem_cache.hicache_storage import HiCacheFile, HiCacheStorageConfig
 from sglang.srt.mem_cache.storage import StorageBackendFactory
 from sglang.srt.mem_cache.utils import get_hash_str
+from sglang.srt.runtime_context import get_parallel
 
 from sala_sglang import __version__, environment
+from sala_sglang.plugin.weight_digests import digest_of_ranks
 
 logger = logging.getLogger(__name__)
 
 SEAL_BYTES = 16
 READERS = 8  # reads of one batch at a time: a single one leaves a disk idle between two files
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _served: list[Any] = []  # the model runner whose pages are stored
 
@@ -49,33 +51,16 @@ def fingerprint(runner: Any, page_first: bool) -> str:
 
     page_first: whether host memory is laid out as ``page_first``, and not as ``page_first_direct``.
     """
-    config = runner.model_config.hf_config
+    config, parallel = runner.model_config.hf_config, get_parallel()
     facts = {
         "versions": [__version__, version("sglang")],
         "config": {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
         "dense_len": environment.dense_len_tokens(config),
         "dtypes": [str(runner.model_config.dtype), str(runner.kv_cache_dtype)],
         "page_first": page_first,
-        "weights": weights_digest(runner.model),
+        "weights": digest_of_ranks(runner.model, parallel.tp_group, parallel.pp_group),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """A checksum of what every parameter's rows and columns sum up to, their words read as integers.
-
-    So of the scales of keys and values in FP8, which are buffers.
-    Two passes over the weights, exact in any order of adding; rows that change places change it too.
-    """
-    checksum = xxhash.xxh3_128()
-    scales = {name: values for name, values in model.named_buffers() if name.endswith("kv_scales")}
-    for name, values in (dict(model.named_parameters()) | scales).items():
-        words = values.detach().view(_WORDS[values.itemsize])
-        words = words.flatten(1) if words.ndim > 1 else words.reshape(1, -1)
-        checksum.update(name.encode())
-        for dimension in (0, 1):
-            checksum.update(words.sum(dimension, dtype=torch.int64).cpu().numpy().data)
-    return checksum.hexdigest()
 
 
 class PageFiles(HiCacheFile):

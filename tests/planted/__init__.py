@@ -8,6 +8,17 @@ from tests.planted.plugin import PLUGIN
 from tests.planted.quantization import QUANTIZATION
 from tests.planted.serving import SERVING
 from tests.planted.speculation import SPECULATION
+from tests.planted.storage import STORAGE
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS, *SPECULATION)
+MISTAKES: tuple[Mistake, ...] = (
+    *KERNELS,
+    *FP8,
+    *SERVING,
+    *PLUGIN,
+    *STORAGE,
+    *TOOLS,
+    *QUANTIZATION,
+    *DOCUMENTS,
+    *SPECULATION,
+)

@@ -247,20 +247,6 @@ PLUGIN = (
         "tests/plugin/test_prefix_cache.py::test_storage_is_asked_for_the_keys_of_the_tree",
     ),
     Mistake(
-        "storage: nothing looks at the seal of a file",
-        f"{_PLUGIN}/storage.py",
-        "if bytes(seal.numpy()) != self._seal(key, content):",
-        "if seal is None:",
-        "tests/plugin/test_storage.py::test_a_damaged_file_is_removed_and_can_be_written_again",
-    ),
-    Mistake(
-        "storage: files are those of any weights",
-        f"{_PLUGIN}/storage.py",
-        '"weights": weights_digest(runner.model)',
-        '"weights": ""',
-        "tests/plugin/test_storage.py::test_replaced_weights_leave_their_files",
-    ),
-    Mistake(
         "nodes: what one was told stays there",
         f"{_PLUGIN}/worker.py",
         "if told and own[name] is None:",

@@ -17,7 +17,7 @@ from sala_sglang.attention.host_pool import CompressedKeysHostPool
 from sala_sglang.attention.kv_pool import layer_buffers, pool_class
 from sala_sglang.plugin import cpu, hierarchical_cache, storage
 from sala_sglang.plugin.server_arguments import check_limits
-from tests.plugin.test_storage import ONE_RANK, runner
+from tests.plugin.test_storage import ALONE, ONE_RANK, runner
 
 LAYERS, HEADS, HEAD_DIM, PAGE, PAGES = 3, 2, 128, 64, 6
 LAYOUT = "page_first_direct"
@@ -182,6 +182,7 @@ def test_compressed_keys_and_states_come_back_from_files(pool, host, states, tmp
     monkeypatch.setenv("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", str(tmp_path))
     monkeypatch.setattr(storage, "get_hash_str", lambda *arguments, **options: "")
     monkeypatch.setattr(storage, "_served", [runner()])
+    monkeypatch.setattr(storage, "get_parallel", lambda: ALONE)
     files = storage.PageFiles(ONE_RANK)
     _, host_states = states
     files.register_mem_host_pool_v2(host, PoolName.INDEXER)
@@ -222,7 +223,6 @@ def test_limits():
     on = limits(True, "cuda")
     assert on["hicache_io_backend"] == ("kernel", "direct") and on["hicache_storage_backend"] == (None, "file")
     assert limits(True, "cpu")["hicache_io_backend"] == ("direct",)
-    assert "pp_size" not in on and limits(True, "cpu", "file")["pp_size"] == (1,)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +234,7 @@ def test_other_storage_is_refused_with_its_own_reason(backend, reason):
         check_limits({"hicache_storage_backend": backend}.get, limits[-1:])
 
 
-def test_other_storage_is_refused_while_the_server_runs(monkeypatch):
-    stages = SimpleNamespace(pp_size=1)
-    monkeypatch.setattr("sglang.srt.runtime_context.get_parallel", lambda: stages)
-
+def test_other_storage_is_refused_while_the_server_runs():
     def attach(cache, backend, **others):
         return True, f"{cache} {backend} {others}"
 
@@ -247,6 +244,3 @@ def test_other_storage_is_refused_while_the_server_runs(monkeypatch):
         True,
         "cache file {'policy': 1}",
     )
-    stages.pp_size = 2
-    done, message = hierarchical_cache.attach_storage(attach, "cache", storage_backend="file")
-    assert not done and "pp_size = 2" in message

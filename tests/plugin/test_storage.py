@@ -13,6 +13,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
 
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import storage
+from sala_sglang.plugin.weight_digests import weights_digest
 
 KEY, STATE = "ab" * 32, "ab" * 32 + ".mamba"
 ONE_RANK = HiCacheStorageConfig(
@@ -27,6 +28,9 @@ ONE_RANK = HiCacheStorageConfig(
     is_page_first_layout=False,
     model_name="models/sala",
 )
+
+_GROUP = SimpleNamespace(world_size=1, is_first_rank=True, is_last_rank=True)
+ALONE = SimpleNamespace(tp_group=_GROUP, pp_group=_GROUP)
 
 
 def runner(**changes) -> SimpleNamespace:
@@ -44,6 +48,7 @@ def served(monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(storage, "get_hash_str", lambda *arguments, **options: "")
     one = runner()
     monkeypatch.setattr(storage, "_served", [one])
+    monkeypatch.setattr(storage, "get_parallel", lambda: ALONE)
     return one
 
 
@@ -156,9 +161,9 @@ def test_digests_tell_weights_apart(dtype):
     changed[3, 1] = 2
     forms = {"a": values}, {"a": changed}, {"a": values.float().flip(0).to(dtype)}, {"b": values}
     forms += {"a": values.float().flip(1).to(dtype)}, {"a": values, "scale": values[0, 0]}, {"a": values.flatten()}
-    digests = [storage.weights_digest(parameters(form)) for form in forms]
+    digests = [weights_digest(parameters(form)) for form in forms]
     assert len(set(digests)) == len(forms)
-    assert storage.weights_digest(parameters({"a": values.clone()})) == digests[0]
+    assert weights_digest(parameters({"a": values.clone()})) == digests[0]
 
 
 def parameters(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -1,10 +1,18 @@
-"""Touches for adapters: ``lora.py``, ``models/lora.py``, and what ``cpu.py`` opens for them."""
+"""Touches for adapters: ``lora.py``, ``adapter_ids.py``, ``models/lora.py``, and what ``cpu.py`` opens for them."""
 
-from sala_sglang.plugin.touches.touch import AROUND, NO_CUDA, REPLACED, WORKER, Touch
+from sala_sglang.plugin.touches.touch import AROUND, EVERY, NO_CUDA, REPLACED, WORKER, Touch
 
 LORA = "--enable-lora"
 
 _ANYWHERE = (
+    Touch(
+        target="sglang.srt.lora.lora_registry.LoRARef.deterministic_id",
+        how=AROUND,
+        process=EVERY,
+        when="--lora-paths",
+        why="an adapter's pages in files go by its name and path, and would be taken for those of another at that path",
+        until="SGLang's ids depend on what an adapter contains",
+    ),
     Touch(
         target="sglang.srt.lora.utils.get_normalized_target_modules",
         how=AROUND,
