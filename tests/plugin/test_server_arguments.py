@@ -24,7 +24,6 @@ REFUSED = {
         "a SGLANG_PP_LAYER_PARTITION with layers of both kinds on every stage"
     ),
     "--enable-dynamic-chunking --pp-size 2": "False",
-    "--enable-lora --max-lora-rank 8 --lora-target-modules all --pp-size 2": "False, None",
     "--tp-size 3": "1, 2, 4 (",
     "--attn-cp-size 2 --tp-size 2": "1",
     "--dcp-size 2 --tp-size 2": "1",
