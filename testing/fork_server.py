@@ -13,6 +13,7 @@ import fcntl
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -181,6 +182,8 @@ def import_libraries() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     setproctitle.getproctitle()  # finds where titles are written, which it cannot do once the environment has changed
+    # Closes the files that libraries log to, until they need them: a process may get another file under their numbers.
+    logging.shutdown()
     gc.collect()
     gc.freeze()  # a collection would write to the pages that all processes share
 

@@ -44,7 +44,10 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     The tiny model is too small for more, and threads that wait for each other on a busy machine take minutes.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "SGLANG_HEALTH_CHECK_TIMEOUT": str(ANSWER_SECONDS)}
+    patience = dict.fromkeys(
+        ("SGLANG_HEALTH_CHECK_TIMEOUT", "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT"), str(ANSWER_SECONDS)
+    )
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | patience
     return environment | extra
 
 
@@ -210,7 +213,8 @@ class Server:
         return "\n".join(self.log.splitlines()[-60:])
 
     def _stop(self) -> None:
-        if self.is_running():
+        # SGLang looks every five seconds whether it is to end. Without a GPU there is nothing that it must release.
+        if torch.cuda.is_available() and self.is_running():
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
