@@ -114,7 +114,9 @@ class Server:
         ranks = replicas * math.prod(sizes)
         meet = () if replicas > 1 else ("--nccl-port", str(ranks_meet_at))  # replicas find a port each
         self.command += ["--port", str(self.port), *meet, *SERVER_ARGUMENTS, *arguments]
-        self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
+        # Schedulers, the detokenizer, HTTP servers. Those of replicas are started by a process that divides requests.
+        schedulers, self._nested = (1, ranks) if replicas > 1 else (ranks, 0)
+        self._spares = schedulers + 1 + (fronts if fronts > 1 else 0)
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -126,7 +128,7 @@ class Server:
         if self._anew:
             self.process = fork_server.start_anew(self.command, self.environment, log, log)
         else:
-            self.process = fork_server.start(self.command, self.environment, log, log, self._spares)
+            self.process = fork_server.start(self.command, self.environment, log, log, self._spares, self._nested)
         try:
             self._wait_until_ready()
         except BaseException:
