@@ -11,4 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 parse_options "$@"
 setup_env test,dev
 cd "$ROOT"
+# Every process of a server imports SGLang, and would compile it each time: 12 instead of 7 CPU seconds for a start.
+unset PYTHONDONTWRITEBYTECODE
 exec "$VENV_PYTHON" -m pytest -m "not gpu" -n 2 --dist loadgroup --no-loadscope-reorder "${REST[@]+"${REST[@]}"}"

@@ -13,6 +13,7 @@ import fcntl
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -121,18 +122,18 @@ class ForkServer:
 
 
 def start(
-    arguments: list[str], environment: dict[str, str], stdout: int, stderr: int, spares: int = 0
+    arguments: list[str], environment: dict[str, str], stdout: int, stderr: int, spares: int = 0, nested: int = 0
 ) -> Process | subprocess.Popen:
     """Python with these arguments, in the root of the repository and a session of its own.
 
     It comes from the fork server where there is one, and ends then at the latest when the caller does. stdout, stderr:
-    file descriptors. spares: processes that it is going to start itself.
+    file descriptors. spares: processes that it is going to start itself. nested: those that one of these starts.
     """
     if ADDRESS not in os.environ:
         return start_anew(arguments, environment, stdout, stderr)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect("\0" + os.environ[ADDRESS])
-    request = {"arguments": arguments, "environment": environment, "spares": spares}
+    request = {"arguments": arguments, "environment": environment, "spares": spares, "nested": nested}
     socket.send_fds(connection, [json.dumps(request).encode()], [stdout, stderr])
     return Process(connection)
 
@@ -181,6 +182,8 @@ def import_libraries() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     setproctitle.getproctitle()  # finds where titles are written, which it cannot do once the environment has changed
+    # Closes the files that libraries log to, until they need them: a process may get another file under their numbers.
+    logging.shutdown()
     gc.collect()
     gc.freeze()  # a collection would write to the pages that all processes share
 
@@ -204,7 +207,7 @@ def become(connection: socket.socket) -> list[str]:
         os.close(stream)
     os.environ.clear()
     os.environ.update(request["environment"])
-    return provide_spares(request["spares"]) or request["arguments"]
+    return provide_spares(request["spares"], request["nested"]) or request["arguments"]
 
 
 def watch(process: int, connection: socket.socket) -> None:
@@ -219,9 +222,10 @@ def watch(process: int, connection: socket.socket) -> None:
     os._exit(0)
 
 
-def provide_spares(count: int) -> list[str] | None:
+def provide_spares(count: int, nested: int = 0) -> list[str] | None:
     """Fork children, and let ``multiprocessing`` give them the work for which it would start Python anew.
 
+    nested: children that each of them has in turn.
     Returns None, and in a child that has got work the arguments to run.
     """
     spares: list[tuple[int, socket.socket]] = []
@@ -232,7 +236,7 @@ def provide_spares(count: int) -> list[str] | None:
         if process == 0:
             for other in (here, *(connection for _, connection in spares)):
                 other.close()
-            return wait_for_work(there)
+            return provide_spares(nested) or wait_for_work(there)
         there.close()
         spares.append((process, here))
 

@@ -44,7 +44,10 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
     The tiny model is too small for more, and threads that wait for each other on a busy machine take minutes.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "SGLANG_HEALTH_CHECK_TIMEOUT": str(ANSWER_SECONDS)}
+    patience = dict.fromkeys(
+        ("SGLANG_HEALTH_CHECK_TIMEOUT", "SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT"), str(ANSWER_SECONDS)
+    )
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | patience
     return environment | extra
 
 
@@ -111,7 +114,9 @@ class Server:
         ranks = replicas * math.prod(sizes)
         meet = () if replicas > 1 else ("--nccl-port", str(ranks_meet_at))  # replicas find a port each
         self.command += ["--port", str(self.port), *meet, *SERVER_ARGUMENTS, *arguments]
-        self._spares = ranks + 1 + (fronts if fronts > 1 else 0)  # schedulers, the detokenizer, HTTP servers
+        # Schedulers, the detokenizer, HTTP servers. Those of replicas are started by a process that divides requests.
+        schedulers, self._nested = (1, ranks) if replicas > 1 else (ranks, 0)
+        self._spares = schedulers + 1 + (fronts if fronts > 1 else 0)
         self._anew = anew
         self.environment = server_environment(ranks_environment(ranks) | (environment or {}))
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -123,7 +128,7 @@ class Server:
         if self._anew:
             self.process = fork_server.start_anew(self.command, self.environment, log, log)
         else:
-            self.process = fork_server.start(self.command, self.environment, log, log, self._spares)
+            self.process = fork_server.start(self.command, self.environment, log, log, self._spares, self._nested)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -210,7 +215,8 @@ class Server:
         return "\n".join(self.log.splitlines()[-60:])
 
     def _stop(self) -> None:
-        if self.is_running():
+        # SGLang looks every five seconds whether it is to end. Without a GPU there is nothing that it must release.
+        if torch.cuda.is_available() and self.is_running():
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)

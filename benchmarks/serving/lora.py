@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # imported where an engine runs
 
 ENGINES = "alone", "adapters", "merged"
 ADAPTERS = 8
-PROFILE_STEPS = 32
 COLUMNS = (
     "date", "engine", "measured", "rank", "adapters", "requests", "prompt_tokens", "new_tokens", "repetitions",
     "decode_ms_per_token", "equal_tokens", "max_logprob_difference", "peak_memory_mib", *results_file.SURROUNDINGS,
@@ -64,10 +63,11 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=65, help="tokens to generate per request (default: 65)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured batches of each kind (default: 3)")
     parser.add_argument("--profile", type=Path, help="CSV file; what the batches' decode steps consist of is appended")
+    parser.add_argument("--profile-steps", type=int, default=32, help="decode steps to profile (default: 32)")
     add_engine_options(parser)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
-    least = {"rank": 1, "requests": 1, "batch_length": 1, "new_tokens": 2, "repetitions": 1}
+    least = {"rank": 1, "requests": 1, "batch_length": 1, "new_tokens": 2, "repetitions": 1, "profile_steps": 8}
     check_least(parser, arguments, least)
     if not list(arguments.model.glob("*.safetensors")):
         parser.error(f"--model is {arguments.model}; allowed: a directory with config.json and *.safetensors")
@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> None:
     import sglang
 
     config = json.loads((arguments.model / "config.json").read_text())
-    new_tokens = max(arguments.new_tokens, step_profile.decode_tokens(PROFILE_STEPS))
+    new_tokens = max(arguments.new_tokens, step_profile.decode_tokens(arguments.profile_steps))
     longest = max(*arguments.answer_lengths, arguments.batch_length) + new_tokens
     options = SHARED_OPTIONS | {"load_format": "auto", "context_length": longest + 64, "device": arguments.device}
     if arguments.worker == "adapters":
@@ -180,14 +180,15 @@ def profile_batch(engine: Engine, config: dict, used: int, common: dict, argumen
     folder = arguments.profile.with_suffix("")
     profiler = step_profile.profiler_options(arguments.device, folder, name)
     prompts, given = batch(config, used, arguments)
-    step_profile.record_decode(engine, prompts, PROFILE_STEPS, profiler, **given)
+    step_profile.record_decode(engine, prompts, arguments.profile_steps, profiler, **given)
     about = {name: value for name, value in common.items() if name in step_profile.COLUMNS} | {
         "engine": f"{arguments.worker}, rank {arguments.rank}, {used} used",
         "step": f"decode of {arguments.requests}",
         "requests": arguments.requests,
         "context_tokens": arguments.batch_length,
     }
-    for row in step_profile.decode_rows(step_profile.read_trace(folder, name, arguments.device), PROFILE_STEPS):
+    trace = step_profile.read_trace(folder, name, arguments.device)
+    for row in step_profile.decode_rows(trace, arguments.profile_steps):
         results_file.record(arguments.profile, about | row, step_profile.COLUMNS)
 
 

@@ -20,10 +20,10 @@ from benchmarks.operators.ahead.check import (
 )
 from benchmarks.operators.ahead.compiler import Measures, measures_of_shared_blocks, programs
 from benchmarks.operators.ahead.entries import Entry
+from testing.server import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "operators" / "registers.csv"
-SECONDS = 900  # on a machine with other work; a minute of its own
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_table_is_that_of_the_code():
     """Everything launched stands there and fits its GPU, and a sample compiles to what stands there."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.operators.registers", "--check", str(TABLE)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 

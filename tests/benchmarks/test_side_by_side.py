@@ -1,7 +1,5 @@
 """Engines side by side without a GPU: what is asked, left out, kept and compared, and one engine on the CPU."""
 
-import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,9 +12,8 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from benchmarks.common import results_file
 from benchmarks.serving import qwen3, side_by_side
 from benchmarks.serving.side_by_side import COLUMNS, expected_seconds, lengths, measured, missing, parse_arguments
-from testing.server import START_SECONDS
+from tests.benchmarks import forked_workers
 
-ROOT = Path(__file__).parents[2]
 FOREVER = float("inf")
 SIZES = "--device cpu --engines plugin --lengths 100,1900,3K --new-tokens 5 --repetitions 1 --commit c0ffee"
 
@@ -155,20 +152,20 @@ def test_qwen3_has_its_published_parameters(tmp_path):
     assert sum(weight.numel() for weight in model.parameters()) == 8_190_735_360
 
 
-def test_an_engine_is_measured_once(tiny_checkpoint, tmp_path):
+def test_an_engine_is_measured_once(tiny_checkpoint, tmp_path, monkeypatch, capfd):
     """On the CPU; what the pool cannot hold says so, and a second run has nothing to do."""
     path = tmp_path / "x.csv"
-    command = [sys.executable, "-m", "benchmarks.serving.side_by_side", "--model", str(tiny_checkpoint)]
-    command += [*SIZES.split(), "--engine-options", '{"max_total_tokens": 2048}', "--output", str(path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = ["--model", str(tiny_checkpoint), *SIZES.split(), "--engine-options", '{"max_total_tokens": 2048}']
+    monkeypatch.setattr(sys, "argv", ["", *words, "--output", str(path)])
+    monkeypatch.setattr(side_by_side, "subprocess", forked_workers)
     for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_SECONDS)
-        assert not done.returncode, done.stderr
+        capfd.readouterr()
+        assert side_by_side.main() == 0
         outcomes = [(one["prompt_tokens"], one["outcome"]) for one in results_file.read(path)]
         assert outcomes == [
             ("100", "measured"),
             ("1900", "measured"),
             ("3072", "does not fit: the memory holds 2048 tokens"),
         ]
-    assert f"plugin: every length is in {path}" in done.stdout
+    assert f"plugin: every length is in {path}" in capfd.readouterr().out
     assert path.with_suffix(".png").exists()

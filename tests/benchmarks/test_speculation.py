@@ -1,24 +1,20 @@
 """The benchmark of speculation without a GPU, on a model with two layers and on sala-tiny."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 from benchmarks.common import results_file
-from testing.server import START_SECONDS
+from benchmarks.serving import speculation
+from tests.benchmarks import forked_workers
 
-ROOT = Path(__file__).parents[2]
 SIZES = "--engines plain 2 text --rows 2 --lengths 70 --batch 2 --batch-length 20 --new-tokens 12 --repetitions 1"
 
 
-def test_steps_by_accept_length_and_what_text_accepts(tiny_checkpoint, tmp_path):
+def test_steps_by_accept_length_and_what_text_accepts(tiny_checkpoint, tmp_path, monkeypatch):
     rows = tmp_path / "speculation.csv"
-    command = [sys.executable, "-m", "benchmarks.serving.speculation", "--model", str(tiny_checkpoint)]
-    command += ["--device", "cpu", "--output", str(rows), *SIZES.split()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * START_SECONDS)
-    assert not done.returncode, done.stderr
+    words = ["--model", str(tiny_checkpoint), "--device", "cpu", "--output", str(rows), *SIZES.split()]
+    monkeypatch.setattr(sys, "argv", ["", *words])
+    monkeypatch.setattr(speculation, "subprocess", forked_workers)
+    assert speculation.main() == 0
 
     found = results_file.read(rows)
     kinds = [(row["engine"], row["rows_per_step"], row["accept_length"], row["requests"]) for row in found[:4]]

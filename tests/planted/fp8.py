@@ -62,4 +62,11 @@ FP8 = (
         "copied.chunk(ranks)[0]",
         "tests/quantization/test_kv_scales.py::test_a_rank_has_the_scales_of_its_heads",
     ),
+    Mistake(
+        "FP8: layers read keys with the scales of values",
+        "sala_sglang/attention/kv_pool.py",
+        "return layer.kv_scales if",
+        "return layer.kv_scales.flip(0) if",
+        "tests/serving/test_fp8_cache.py::test_alone[scales, two ranks]",
+    ),
 )

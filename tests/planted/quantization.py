@@ -67,6 +67,6 @@ QUANTIZATION = (
         f"{_COMPARISON}/blocks.py",
         "counted = (free & (current >= geometry.selected_blocks))[:, None]",
         "counted = (blocks <= current)[:, None]",
-        f"{_COMPARISON_TESTS}::test_blocks_of_one_model_are_the_same_and_of_another_are_not",
+        "tests/quantization/test_blocks.py::test_forced_blocks_do_not_count",
     ),
 )

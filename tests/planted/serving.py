@@ -231,4 +231,32 @@ SERVING = (
         'selected_blocks=fields["topk"]',
         "tests/test_config.py::test_released_geometry",
     ),
+    Mistake(
+        "storage: files of the weights before are found after an update",
+        "sala_sglang/plugin/storage.py",
+        "files.renew()",
+        "pass",
+        "tests/serving/test_storage.py::test_other_weights_have_other_files",
+    ),
+    Mistake(
+        "replicas: all of them may be told one port",
+        "sala_sglang/plugin/server_arguments.py",
+        'if found("dp_size") > 1:',
+        'if found("dp_size") > 2:',
+        "tests/plugin/test_server_arguments.py::test_arguments_that_cannot_be_served_are_refused",
+    ),
+    Mistake(
+        "replicas: the guide names a metric that is not there",
+        "docs/guides/deployment.md",
+        "`sglang:cache_hit_rate`",
+        "`sglang:cache_hits`",
+        "tests/serving/test_replicas.py::test_the_metrics_of_the_guide_are_there",
+    ),
+    Mistake(
+        "processes: what a server has started outlives it",
+        "sala_sglang/plugin/lifetime.py",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "pass",
+        "tests/serving/test_http_workers.py::test_no_process_outlives_its_launcher",
+    ),
 )

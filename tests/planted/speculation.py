@@ -6,7 +6,8 @@ _VERIFY, _COMMIT = "kernels/sala_kernels/lightning_verify", "kernels/sala_kernel
 _KERNEL_TESTS, _PLAN_TESTS = "tests/kernels/test_lightning_verify.py", "tests/attention/test_plan.py"
 _PLAN, _PROPOSER = "sala_sglang/attention/plan.py", "sala_sglang/speculation/proposer.py"
 _PROPOSER_TESTS, _DRAFT_TESTS = "tests/speculation/test_proposer.py", "tests/speculation/test_drafts.py"
-_SERVER_TESTS = "tests/plugin/test_speculation.py"
+_SERVER_TESTS, _SERVED_TESTS = "tests/plugin/test_speculation.py", "tests/serving/test_speculation.py"
+_BACKEND, _WORKER = "sala_sglang/speculation/hybrid_backend.py", "sala_sglang/speculation/worker.py"
 
 SPECULATION = (
     Mistake(
@@ -38,10 +39,10 @@ SPECULATION = (
         f"{_KERNEL_TESTS}::test_a_snapshot_is_the_state_after_its_row",
     ),
     Mistake(
-        "commit: requests that are gone are committed too",
+        "commit: requests that are gone are committed to the first slot",
         f"{_COMMIT}/triton.py",
-        "(slot < 0) | ",
-        "(slot < -1) | ",
+        " slot = tl.load(p_state_slots + i_request)",
+        " slot = tl.maximum(tl.load(p_state_slots + i_request), 0)",
         f"{_KERNEL_TESTS}::test_padding_and_foreign_slots",
     ),
     Mistake(
@@ -92,5 +93,33 @@ SPECULATION = (
         "left[draft] = 0",
         "left[draft] = left[draft]",
         f"{_SERVER_TESTS}::test_sampled_tokens_have_the_target_s_distribution",
+    ),
+    Mistake(
+        "speculation: of accepted rows the last one is not committed",
+        _BACKEND,
+        "backend.commit(last_correct_step_indices + 1, slots, rows)",
+        "backend.commit(last_correct_step_indices.clamp(min=1), slots, rows)",
+        f"{_SERVED_TESTS}::test_right_until_some_row[2]",
+    ),
+    Mistake(
+        "speculation: a snapshot of the row before",
+        _BACKEND,
+        "backend._translate_mamba_indices(slots), rows + 1",
+        "backend._translate_mamba_indices(slots), rows.clamp(min=0)",
+        f"{_SERVED_TESTS}::test_next_turns_on_pages_and_snapshots_that_verify_steps_wrote[4]",
+    ),
+    Mistake(
+        "speculation: what the last step accepted is not seen",
+        _WORKER,
+        "last[len(last) - unseen :] if unseen > 0 else []",
+        "[]",
+        f"{_SERVED_TESTS}::test_right_until_some_row[4]",
+    ),
+    Mistake(
+        "speculation: drafts are not held against the grammar",
+        _WORKER,
+        "self._grammar_mask(batch, tokens) if batch.has_grammar else None",
+        "None",
+        f"{_SERVED_TESTS}::test_grammar",
     ),
 )

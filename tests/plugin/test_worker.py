@@ -12,6 +12,7 @@ from sala_kernels import targets
 from sala_sglang import __version__
 from sala_sglang.environment import shared
 from sala_sglang.plugin import worker
+from testing.server import ANSWER_SECONDS
 
 RANKS = 2
 
@@ -45,7 +46,7 @@ def on_two_ranks(folder, *environments: dict[str, str]) -> list:
     ranks = [fork.Process(target=agree, args=(i, str(folder), environments[i], said)) for i in range(RANKS)]
     for process in ranks:
         process.start()
-    messages = dict(said.get(timeout=60) for _ in ranks)
+    messages = dict(said.get(timeout=ANSWER_SECONDS) for _ in ranks)
     for process in ranks:
         process.join()
     return [messages[rank] for rank in range(RANKS)]

@@ -1,5 +1,6 @@
 """Requests to a server, through the official OpenAI client and SGLang's own API."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -49,6 +50,12 @@ def all_at_once(ask, of, prompts: list[list[int]], tokens: int) -> list:
     """``ask(of, prompt, tokens)`` for every prompt at the same time, each on a connection of its own."""
     with ThreadPoolExecutor(len(prompts)) as pool:
         return list(pool.map(lambda prompt: ask(of, prompt, tokens), prompts))
+
+
+def requests_inside(server: Server) -> int:
+    """Requests that wait or run, of all replicas."""
+    loads = json.loads(server.get("/v1/loads?include=core"))["loads"]
+    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
 
 
 def _arguments(prompt: list[int], tokens: int) -> dict:

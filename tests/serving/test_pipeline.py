@@ -1,6 +1,5 @@
 """Two pipeline stages answer as one does, bit by bit; nothing leaks on either, and neither outlives the other."""
 
-import json
 import os
 import re
 import signal
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sala_sglang.checkpoint.make import make_checkpoint
-from tests.serving.client import all_at_once, complete, generate, random_prompt, stream
+from testing.server import ANSWER_SECONDS
+from tests.serving.client import all_at_once, complete, generate, random_prompt, requests_inside, stream
 from tests.serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # as in test_equality, for what is computed in batches
@@ -23,7 +23,6 @@ LENGTHS = 1, 100, 385, 513, 1200  # dense, and sparse in chunks that follow each
 STAGES = 2
 DECODES = "Decode batch"
 ATTEMPTS = 10
-END_SECONDS = 300  # for a server that notices at once, on a machine however busy
 
 
 def prompt_of(length: int) -> list[int]:
@@ -107,11 +106,6 @@ def test_abort_of_everything(server, nothing_leaks):
     pytest.fail(f"{ATTEMPTS} times an answer was whole before it could be aborted")
 
 
-def requests_inside(server) -> int:
-    (load,) = json.loads(server.get("/v1/loads?include=core"))["loads"]
-    return load["num_running_reqs"] + load["num_waiting_reqs"]
-
-
 def test_retraction_changes_no_answer(server, oracle, nothing_leaks):
     """The requests outgrow the pool together; some are retracted and prefilled again with what they had generated."""
     requests, length, new_tokens = 6, 100, 220
@@ -146,8 +140,8 @@ def test_a_killed_stage_ends_the_server(server):
             assert not running.done(), running.result()
             time.sleep(0.02)
         os.kill(process_of_stage(server, STAGES - 1), signal.SIGKILL)
-        assert server.process.wait(END_SECONDS) != 0
-        assert running.exception(END_SECONDS) is not None
+        assert server.process.wait(ANSWER_SECONDS) != 0
+        assert running.exception(ANSWER_SECONDS) is not None
     assert re.search("Connection closed by peer|crashed with exit code", server.log)  # whoever notices first
 
 

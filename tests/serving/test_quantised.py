@@ -44,10 +44,9 @@ CASES = {
     "fp8 block on ranks": Case(Recipe("fp8 block", full=GATES), "--tp-size 2 --pp-size 2"),
     "fp8 static": Case(Recipe("fp8 static", full=("v_proj", "up_proj"))),
     "int8": Case(Recipe("int8", full=("k_proj",))),
-    # One scheme of compressed-tensors beside the other, also inside merged layers.
-    "compressed": Case(Recipe("compressed int", full=("z_proj",), mixed=MIXED)),
-    # Products of few rows read codes and scales, and not the dequantised weight.
-    "own products": Case(
+    # One scheme of compressed-tensors beside the other, also inside merged layers. Products of few rows read codes and
+    # scales; those of a prefill take the dequantised weight, as all products of the other cases do.
+    "compressed, own products": Case(
         Recipe("compressed int", full=("z_proj",), mixed=MIXED),
         environment={"SALA_OWN_PRODUCTS": "rows,producers"},
     ),

@@ -1,6 +1,5 @@
 """Replicas of the model in one server: they answer alike, each from its own prefix cache, and end in good order."""
 
-import json
 import re
 import time
 import urllib.error
@@ -9,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.client import all_at_once, generate, random_prompt
+from testing.server import ANSWER_SECONDS
+from tests.serving.client import all_at_once, generate, random_prompt, requests_inside
 from tests.serving.oracle import Answer
 
 TOLERANCE = 1e-4  # as in test_equality
 REPLICAS, NEW_TOKENS, PAGE, LONG_ANSWER = 2, 6, 64, 400
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "deployment.md"
-STOP_SECONDS = 300  # a deadline, see testing/server.py
 ARGUMENTS = f"--dp-size {REPLICAS} --dtype float32 --max-running-requests 8 --chunked-prefill-size 128"
 
 
@@ -63,7 +62,7 @@ def test_a_server_that_is_told_to_end_answers_first(server, oracle):
     prompt, late = random_prompt(200, 500, seed=3), random_prompt(300, 500, seed=4)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(generate, server, prompt, LONG_ANSWER)
-        while not server_has_requests(server):
+        while not requests_inside(server):
             time.sleep(0.1)
         server.process.terminate()
         while status(server, "/ready") == 200:
@@ -73,12 +72,7 @@ def test_a_server_that_is_told_to_end_answers_first(server, oracle):
         answer, _ = running.result()
     oracle.check(prompt, answer, TOLERANCE)
     assert len(answer.tokens) == LONG_ANSWER
-    assert server.process.wait(STOP_SECONDS) == 0
-
-
-def server_has_requests(server) -> bool:
-    loads = json.loads(server.get("/v1/loads?include=core"))["loads"]
-    return any(load["num_running_reqs"] for load in loads)
+    assert server.process.wait(ANSWER_SECONDS) == 0
 
 
 def status(server, path: str) -> int:

@@ -1,6 +1,5 @@
 """Bad requests, departing clients and too little memory: clear errors, right answers, nothing leaked."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +7,7 @@ import openai
 import pytest
 
 from testing.server import POLL_SECONDS
-from tests.serving.client import all_at_once, complete, generate, random_prompt
+from tests.serving.client import all_at_once, complete, generate, random_prompt, requests_inside
 from tests.serving.oracle import Oracle
 
 TOLERANCE = 1e-4  # as in test_equality
@@ -60,11 +59,6 @@ def test_client_that_leaves_in_the_middle(server):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(leave, range(4)))
-
-
-def requests_inside(server) -> int:
-    (load,) = json.loads(server.get("/v1/loads?include=core"))["loads"]
-    return load["num_running_reqs"] + load["num_waiting_reqs"]
 
 
 def test_abort_of_everything(server):

@@ -11,7 +11,7 @@ import torch
 
 from testing.injected_drafts import VARIABLE
 from testing.server import POLL_SECONDS, Server
-from tests.serving.client import all_at_once, complete, generate, random_prompt, stream
+from tests.serving.client import all_at_once, complete, generate, random_prompt, requests_inside, stream
 from tests.serving.oracle import Answer
 
 TOLERANCE = 1e-4  # as in test_equality
@@ -23,6 +23,7 @@ NEW_TOKENS = 45
 # Answers across a compression window, a page, a snapshot and dense_len (512), in and behind the first page.
 LENGTHS = (1, 40, 230, 440, 490, 700)
 ATTEMPTS = 10
+DECODES = "Decode batch"
 
 
 class Drafts:
@@ -199,8 +200,12 @@ def test_abort_in_the_middle(server, drafts):
     body["sampling_params"]["ignore_eos"] = True
     for _ in range(ATTEMPTS):
         with ThreadPoolExecutor(2) as pool:
+            before = server.log.count(DECODES)
             asked = [pool.submit(server.post, "/generate", body) for _ in range(2)]
-            time.sleep(4 * POLL_SECONDS)
+            while requests_inside(server) < 2 or server.log.count(DECODES) == before:
+                if any(one.done() for one in asked):
+                    break
+                time.sleep(POLL_SECONDS / 10)
             server.client.post(f"{server.base_url}/abort_request", body={"rid": "", "abort_all": True}, cast_to=object)
         ends = [one.result()["meta_info"]["finish_reason"]["type"] for one in asked]
         if ends == ["abort"] * 2:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from sglang.srt.mem_cache.utils import get_hash_str
 
+from testing.server import ANSWER_SECONDS
 from tests.serving.client import all_at_once, generate, random_prompt
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -23,7 +24,6 @@ ARGUMENTS = (
     "--hicache-mem-layout page_first_direct --hicache-storage-backend file "
     "--hicache-storage-prefetch-policy wait_complete"
 )
-WRITE_SECONDS = 300
 HEAD = "lm_head.weight"
 
 
@@ -103,7 +103,7 @@ def written(files: Path, pool: str = "") -> list[Path]:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WRITE_SECONDS
+    deadline = time.monotonic() + ANSWER_SECONDS
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.1)
