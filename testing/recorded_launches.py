@@ -1,8 +1,8 @@
-"""``sglang.launch_server`` as on a Hopper GPU that is not there: what would be launched is written down, and not computed.
+"""``sglang.launch_server`` as on a Hopper GPU that is not there: launches are written down, and nothing is computed.
 
 Every process that computes adds to the file named by the variable SALA_TEST_LAUNCHES a line for each new launch of a
-Triton kernel of this project: its kernel, options, and the classes of its arguments. Answers are what memory happened to
-hold. Takes the arguments of ``sglang.launch_server``. SGLang's worker processes import this file again as their main
+Triton kernel of this project: its kernel, options, and the classes of its arguments. Answers are what memory happened
+to hold. Takes the arguments of ``sglang.launch_server``. SGLang's worker processes import this file again as their main
 module.
 """
 
@@ -36,7 +36,7 @@ def record_launches() -> None:
                 file.write(found + "\n")
 
     driver.set_active(NoDevice(targets.HOPPER))
-    JITFunction.run = record  # type: ignore[method-assign]
+    JITFunction.run = record
     targets.capability = lambda device: targets.HOPPER  # type: ignore[assignment]
     contract.default_implementation = lambda device: "triton"
     skinny_linear._is_chosen = lambda: True

@@ -11,6 +11,7 @@ from sala_kernels import targets
 from sala_kernels.kv_scales import FIRST_CAPABILITY
 from sala_kernels.targets import Capability
 
+from sala_sglang.ahead import sampling
 from sala_sglang.ahead.compile import compile_server, take_paths_as_told
 from sala_sglang.ahead.form import Form, table_tokens
 from sala_sglang.cards import data
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output:
         triton.knobs.cache.dir = str(options.output.resolve())
     folder, began = Path(triton.knobs.cache.dir).resolve(), time.perf_counter()
+    beside = sampling.start_compiling(capability)
     compiled = compile_server(form, capability)
     new = sum(not one.found for one in compiled)
     seconds = time.perf_counter() - began
@@ -43,8 +45,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.output:
         print(
-            f"A server finds them there with TRITON_CACHE_DIR={folder}, at this path only: Triton notes where files are."
+            f"A server finds them with TRITON_CACHE_DIR={folder}, and at no other path: Triton notes where files are."
         )
+    wrong = sampling.problem(beside)
+    print(f"FlashInfer's sampling is {f'not compiled: {wrong}' if wrong else 'in its own cache'}")
     return 0
 
 
