@@ -70,9 +70,10 @@ def compile_sparse(
 
 
 def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a prefill without a state, of zeros, norm and rotation included; ``states`` [slots, H, D, D] are neither read nor written.
+    """Run a prefill of zeros without a state, norm and rotation included.
 
-    log_decay [H] as in the steps that will follow; dtype: that of their rows.
+    states: [slots, H, D, D], neither read nor written. log_decay: [H], as in the steps that will follow; dtype: that of
+        their rows.
     """
     began = time.perf_counter()
     heads, head_dim = states.shape[1:3]

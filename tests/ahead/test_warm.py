@@ -1,4 +1,4 @@
-"""``sala-sglang warm``: its kernels are those that a server launches, a second run finds them, and others it does not."""
+"""``sala-sglang warm``: its kernels are those that a server launches, and a second run finds them and no others."""
 
 import os
 import re
