@@ -30,7 +30,6 @@ from sala_sglang.models.products import is_own
 
 TRITON = "triton"  # the implementation whose kernels are compiled
 CHUNK_TOKENS, REQUESTS = 4224, (1, 32)  # rows of a prefill step, more than a segment of lightning; decode steps
-FEW_TOKENS = 2  # a prefill step of one segment
 PRODUCT_ROWS = 1, 16, 32, MAX_ROWS  # of which skinny_linear has kernels
 PAGES = 2  # of the pools, whose sizes do not matter
 
@@ -93,14 +92,14 @@ def _attending(form: Form, rows: list[int], compressed: torch.Tensor) -> Calls:
 
 
 def lightning_calls(form: Form) -> Calls:
-    """A decode step, and prefill steps of one segment and of several."""
+    """A decode step, and prefill steps: a long one, and one of a single row, whose stride torch makes another one."""
     heads, head_dim = form.lightning_heads, form.config.lightning_head_dim
     states, decay, slots = torch.empty(PAGES, heads, head_dim, head_dim), torch.empty(heads), ints(*range(PAGES))
     scale = form.config.lightning_geometry.scale
     for q, k, v in _heads(form, PAGES):
         step = *_norms(form, PAGES), states, slots, slots, decay, scale
         yield "lightning_step", partial(lightning_step, q, k, v, *step, implementation=TRITON)
-    for rows in (CHUNK_TOKENS, FEW_TOKENS):
+    for rows in (CHUNK_TOKENS, 1):
         turned = form.empty(rows, heads, head_dim)
         for q, k, v in _heads(form, rows):
             yield "qk_norm_rope", partial(qk_norm_rope, q, k, *_norms(form, rows), implementation=TRITON)

@@ -26,10 +26,13 @@ def start_compiling(capability: Capability) -> subprocess.Popen:
 
 
 def problem(process: subprocess.Popen) -> str:
-    """Wait for the end of ``process``, and return the last line of what it said where it failed, else nothing."""
+    """Wait for the end of ``process``; why it failed, by a compiler's first error or its last line, or nothing."""
     _, said = process.communicate()
-    lines = [line for line in said.splitlines() if line.strip()]
-    return (lines or ["no reason given"])[-1] if process.returncode else ""
+    if not process.returncode:
+        return ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if " error: " in line]
+    return [*errors, *lines[-1:], f"it ended with {process.returncode}"][0]
 
 
 def main() -> None:

@@ -76,16 +76,16 @@ def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torc
         their rows.
     """
     began = time.perf_counter()
-    heads, head_dim = states.shape[1:3]
-    projected = torch.zeros(LONG_TOKENS, PROJECTIONS, heads, head_dim, dtype=dtype, device=states.device)
-    q, k, v, _ = projected.unbind(1)
-    weight, positions = q.new_zeros(head_dim), torch.zeros(LONG_TOKENS, dtype=torch.int64, device=states.device)
-    frequencies = torch.zeros(head_dim // 2, device=states.device)
-    # Decode steps, of which graphs are captured at start, include norm and rotation in another kernel.
-    q, k = qk_norm_rope(q, k, weight, weight, positions, frequencies, 1.0)
-    nowhere = torch.full((1,), -1, dtype=torch.int32, device=states.device)
-    start = torch.tensor([0, LONG_TOKENS], dtype=torch.int32, device=states.device)
-    lightning_chunk(q, k, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
+    (heads, head_dim), device = states.shape[1:3], states.device
+    nowhere, frequencies = torch.full((1,), -1, dtype=torch.int32, device=device), torch.zeros(head_dim // 2).to(device)
+    for rows in (LONG_TOKENS, 1):  # SGLang's health check is a prompt of one token
+        projected = torch.zeros(rows, PROJECTIONS * heads * head_dim, dtype=dtype, device=device)
+        q, k, v, _ = (part.view(rows, heads, head_dim) for part in projected.chunk(PROJECTIONS, dim=1))
+        weight, positions = q.new_zeros(head_dim), torch.zeros(rows, dtype=torch.int64, device=device)
+        # Decode steps, of which graphs are captured at start, include norm and rotation in another kernel.
+        q, k = qk_norm_rope(q, k, weight, weight, positions, frequencies, 1.0)
+        start = torch.tensor([0, rows], dtype=torch.int32, device=device)
+        lightning_chunk(q, k, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
     logger.info("Kernels of lightning prefill are compiled, after %.1f s", time.perf_counter() - began)
 
 

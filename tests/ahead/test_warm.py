@@ -4,16 +4,16 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from sala_sglang import cli
+from sala_sglang.ahead import sampling
 from sala_sglang.ahead.command import find_capability, make_form
+from sala_sglang.plugin import sampling_kernels
 from testing import fork_server, recorded_launches
 from testing.server import START_SECONDS, Server
 
-ROOT = Path(__file__).parents[2]
 CONTEXT = 4096
 SHORT_CONTEXT, DIVISIBLE_CONTEXT = "200", "204"  # 4 columns more, and 16 divides what SGLang's table has
 GREEDY = {"temperature": 0, "ignore_eos": True}
@@ -35,10 +35,10 @@ def form_of(words: list[str]) -> tuple:
     return make_form(options, capability), capability
 
 
-def compiled(environment: dict[str, str] | None = None) -> dict[str, str]:
+def compiled() -> dict[str, str]:
     """This process's environment without Triton's interpreter, and without FlashInfer's compilation."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return kept | {"FLASHINFER_DISABLE_JIT": "1"} | (environment or {})
+    return kept | {"FLASHINFER_DISABLE_JIT": "1"}
 
 
 def warm(*words: str) -> subprocess.CompletedProcess:
@@ -117,12 +117,18 @@ def test_impossible_arguments_are_named(words, part, capsys):
     assert caught.value.code == 2 and part in capsys.readouterr().err
 
 
-def test_sampling_is_compiled_by_a_process_that_uses_no_gpu():
-    """The process is told the GPU's capability, and what went wrong is its last line."""
-    code = (
-        "from sala_sglang.ahead import sampling\n"
-        "process = sampling.start_compiling((9, 0))\n"
-        "print('SAID', sampling.problem(process))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=compiled(), cwd=ROOT, capture_output=True, text=True)
-    assert "SAID" in done.stdout and "FLASHINFER_DISABLE_JIT" in done.stdout, done.stdout + done.stderr
+def test_sampling_that_cannot_be_compiled_is_said_at_the_start(monkeypatch, caplog):
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    sampling_kernels.compile_and_report((9, 0))
+    assert "FLASHINFER_DISABLE_JIT" in caplog.text and "--sampling-backend pytorch" in caplog.text
+
+
+def test_reason_of_a_compiler():
+    """The first error counts, not that of the program that called the compiler."""
+    said = "compiling\na.cu:1:2: fatal error: curand.h: No such file\nninja: build stopped\n"
+    code = f"import sys; sys.stderr.write({said!r}); sys.exit(1)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert sampling.problem(process) == "a.cu:1:2: fatal error: curand.h: No such file"
+    done = subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE, text=True)
+    assert sampling.problem(done) == ""
