@@ -97,7 +97,8 @@ def warm(arguments: argparse.Namespace, home: str) -> float:
 
 def in_home(home: str) -> dict[str, str]:
     """Variables by which every cache of compiled kernels lies in ``home``."""
-    return os.environ | {"HOME": home, "TRITON_HOME": home, "FLASHINFER_WORKSPACE_BASE": home, "XDG_CACHE_HOME": home}
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
+    return kept | {"HOME": home, "TRITON_HOME": home, "FLASHINFER_WORKSPACE_BASE": home, "XDG_CACHE_HOME": home}
 
 
 def start(

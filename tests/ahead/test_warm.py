@@ -16,7 +16,8 @@ from testing.server import START_SECONDS, Server
 
 CONTEXT = 4096
 SHORT_CONTEXT, DIVISIBLE_CONTEXT = "200", "204"  # 4 columns more, and 16 divides what SGLang's table has
-GREEDY = {"temperature": 0, "ignore_eos": True}
+MANY = "--max-running-requests", "16"
+GREEDY = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 3}
 # Prints what `warm` with the given arguments would compile, a line for each, as recorded_launches writes them.
 LIST = """
 import sys
@@ -52,23 +53,43 @@ def listed(*words: str) -> set[str]:
     return {line.removeprefix("LAUNCH") for line in lines}
 
 
-def test_a_server_launches_nothing_else(trained_checkpoint, tmp_path):
+def ask(server: Server) -> None:
+    """Prompts of every kind, one at a time and many together; what they are answered does not matter."""
+    for length in (1, 3, 700, 3000):  # a row, dense, several chunks of lightning, sparse
+        ids = [5 + index % 900 for index in range(length)]
+        server.post("/generate", {"input_ids": ids, "sampling_params": GREEDY})
+    server.post("/generate", {"input_ids": [[7 + request] * 20 for request in range(12)], "sampling_params": GREEDY})
+
+
+@pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
+def test_a_server_launches_nothing_else(trained_checkpoint, tmp_path, cache):
     """Every launch of a server, with the classes of its arguments, is among those that are compiled ahead."""
     file = tmp_path / "launches"
     environment = {recorded_launches.VARIABLE: str(file)}
     program = "-m", recorded_launches.__name__
-    arguments = "--context-length", str(CONTEXT), "--max-running-requests", "16"
-    with Server(trained_checkpoint, *arguments, environment=environment, program=program) as server:
-        for length in (3, 700, 3000):  # dense, dense in several chunks of lightning, sparse
-            ids = [5 + index % 900 for index in range(length)]
-            server.post("/generate", {"input_ids": ids, "sampling_params": GREEDY | {"max_new_tokens": 3}})
-        many = [[7 + request] * 20 for request in range(12)]
-        server.post("/generate", {"input_ids": many, "sampling_params": GREEDY | {"max_new_tokens": 3}})
+    arguments = "--context-length", str(CONTEXT), "--kv-cache-dtype", cache
+    with Server(trained_checkpoint, *arguments, *MANY, environment=environment, program=program) as server:
+        ask(server)
     launched = set(file.read_text().splitlines())
     kernels = {line.split()[0] for line in launched}
-    ahead = listed("--gpu", "H100", "--model", str(trained_checkpoint), "--context-length", str(CONTEXT))
+    ahead = listed("--gpu", "H100", "--model", str(trained_checkpoint), *arguments)
     assert not launched - ahead, sorted(launched - ahead)
     assert kernels == {line.split()[0] for line in ahead}, "a kernel that no step launched"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["auto", "fp8_e4m3"])
+def test_a_server_on_a_gpu_compiles_none_of_these_kernels(trained_checkpoint, tmp_path, cache):
+    """From its start on, with prompts of every kind. Kernels of SGLang may be added to the cache."""
+    arguments = "--context-length", str(CONTEXT), "--kv-cache-dtype", cache
+    done = warm("--model", str(trained_checkpoint), "--output", str(tmp_path), *arguments)
+    assert done.returncode == 0, done.stderr
+    before = set(tmp_path.glob("*/_*_kernel.json"))
+    names = {path.name for path in before}
+    with Server(trained_checkpoint, *arguments, *MANY, environment={"TRITON_CACHE_DIR": str(tmp_path)}) as server:
+        ask(server)
+    assert len(names) > 10
+    assert not {path for path in tmp_path.glob("*/_*_kernel.json") if path.name in names} - before
 
 
 def test_a_second_run_finds_everything_and_another_table_nothing_of_it(trained_checkpoint, tmp_path):
