@@ -32,6 +32,9 @@ RUN ln -s lib "${CUDA_HOME}/lib64" \
     && useradd --uid 1000 --home-dir /cache server \
     && chown server /cache
 USER server
+# Arguments of sala-sglang warm, such as "--gpu H100": kernels are compiled here then, and not by the first start.
+ARG WARM=""
+RUN if [ -n "${WARM}" ]; then sala-sglang warm ${WARM}; fi
 # Compiled kernels, of Triton, SGLang and FlashInfer: a volume keeps them for the next container.
 VOLUME /cache
 EXPOSE 31111

@@ -1,4 +1,4 @@
-"""The command ``sala-sglang``: plan a server, look at one, make, verify and quantise checkpoints, evaluate them."""
+"""The command ``sala-sglang``: plan and look at servers, compile for them, make, quantise and judge checkpoints."""
 
 import argparse
 import sys
@@ -10,6 +10,9 @@ EVAL_TASKS = ("passkey", "key-value", "multi-query", "multi-value", "variables")
 MIN_EVAL_TOKENS = 512
 BOUNDS = ("fp8", "w4a16")
 RECIPES = ("fp8", "fp8-block", "w4a16", "w4-fp8gates")
+CACHE_DTYPES = ("auto", "bfloat16", "fp8_e4m3")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+MAX_VERIFIED_ROWS = 16
 TOKEN_UNITS = {"K": 1 << 10, "M": 1 << 20}
 
 
@@ -38,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--requests", default=1, type=_positive, metavar="N", help="at the same time (default: 1)")
     plan.set_defaults(run=_plan)
 
+    _add_warm(commands)
     make = commands.add_parser("make-checkpoint", help="write a checkpoint with random weights")
     make.add_argument("--preset", required=True, choices=("tiny", "full"), help="model size; full is the released one")
     make.add_argument("--out", required=True, type=_new_directory, metavar="DIR", help="directory to create")
@@ -80,6 +84,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_quantize(commands)
     _add_compare(commands)
     return parser
+
+
+def _add_warm(commands: argparse._SubParsersAction) -> None:
+    warm = commands.add_parser("warm", help="compile a server's kernels, for a GPU that need not be here")
+    warm.add_argument("--gpu", type=_card, metavar="NAME", help='a card such as "H100" (default: the GPU that is here)')
+    warm.add_argument("--output", type=Path, metavar="DIR", help="Triton's cache to fill (default: the one in use)")
+    # As the server's arguments of these names.
+    warm.add_argument("--model", type=_model_directory, metavar="DIR", help="checkpoint (default: sizes as released)")
+    warm.add_argument("--tp", "--tp-size", dest="tp_size", default=1, type=_positive, metavar="N", help="default: 1")
+    warm.add_argument("--dtype", default="auto", choices=DTYPES, help="default: the checkpoint's")
+    warm.add_argument("--kv-cache-dtype", default="auto", choices=CACHE_DTYPES, help="default: the model's dtype")
+    warm.add_argument("--context-length", type=_tokens, metavar="N", help="default: the checkpoint's")
+    warm.add_argument(
+        "--speculative-num-draft-tokens",
+        default=0,
+        type=_verified_rows,
+        metavar="N",
+        help="of a server that speculates, which has 4 by default (default here: no speculation)",
+    )
+    warm.set_defaults(run=_warm)
 
 
 def _add_quantize(commands: argparse._SubParsersAction) -> None:
@@ -161,6 +185,12 @@ def _positive(value: str) -> int:
     return int(value)
 
 
+def _verified_rows(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and 2 <= int(value) <= MAX_VERIFIED_ROWS):
+        raise argparse.ArgumentTypeError(f"{value!r} is not possible; allowed: integers from 2 to {MAX_VERIFIED_ROWS}")
+    return int(value)
+
+
 def _card(value: str) -> str:
     from sala_sglang.cards import data
 
@@ -209,6 +239,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from sala_sglang.cards import command
+
+    return command.run(options)
+
+
+def _warm(options: argparse.Namespace) -> int:
+    from sala_sglang.ahead import command
 
     return command.run(options)
 

@@ -16,7 +16,7 @@ BESIDE = ("benchmarks", "testing", "tests", "training")
 KERNELS_KNOW = {"torch", "triton", "tilelang", "cuda", "sala_kernels", *sys.stdlib_module_names}
 WITHOUT_PLUGIN = tuple(
     f"sala_sglang.{room}"
-    for room in ("attention", "checkpoint", "evaluation", "hf", "models", "quantization", "speculation")
+    for room in ("ahead", "attention", "checkpoint", "evaluation", "hf", "models", "quantization", "speculation")
 )
 MODULES = sources(PACKAGES)
 

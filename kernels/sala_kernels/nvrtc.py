@@ -1,13 +1,15 @@
 """Kernels in CUDA C++, compiled by NVRTC at first use: neither nvcc nor CUDA's headers need be there."""
 
 import ctypes
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cuda.bindings import driver, nvrtc
+from triton.runtime.cache import get_cache_manager
 
 TENSOR_MAP_WORDS, TENSOR_MAP_ALIGNMENT = 16, 64  # of eight bytes; bytes
 
@@ -45,6 +47,25 @@ class CudaKernel:
                     self._function, *grid, 1, threads, 1, 1, self._shared_bytes, stream, ctypes.addressof(pointers), 0
                 )
             )
+
+
+class Binary(NamedTuple):
+    """Machine code, and whether it was there already."""
+
+    code: bytes
+    found: bool
+
+
+def cached_binary(path: Path, definitions: Mapping[str, int], architecture: str) -> Binary:
+    """As compile_source; kept where Triton keeps its kernels, and taken from there the next time."""
+    version = _checked(nvrtc.nvrtcVersion())
+    described = path.read_text(), sorted(definitions.items()), architecture, version
+    manager, name = get_cache_manager(hashlib.sha256(repr(described).encode()).hexdigest()), f"{path.stem}.cubin"
+    if kept := manager.get_file(name):
+        return Binary(Path(kept).read_bytes(), True)
+    code = compile_source(path, definitions, architecture)
+    manager.put(code, name)
+    return Binary(code, False)
 
 
 def compile_source(path: Path, definitions: Mapping[str, int], architecture: str) -> bytes:
@@ -111,8 +132,8 @@ def _driver() -> ctypes.CDLL:
 
 
 def _checked(result: tuple) -> Any:
-    """The value of a call of the binding. Raises RuntimeError if it failed."""
+    """The value of a call of the binding, or its values. Raises RuntimeError if it failed."""
     error, *values = result
     if error.value:
         raise RuntimeError(f"CUDA says {error!r}")
-    return values[0] if values else None
+    return values[0] if len(values) == 1 else tuple(values) or None

@@ -8,6 +8,7 @@ from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import PagedBatch, SparseGeometry
 from sala_kernels.lightning import lightning_chunk
 from sala_kernels.lightning_commit import lightning_commit
+from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import serving_implementation, sparse_attention
 
@@ -69,17 +70,22 @@ def compile_sparse(
 
 
 def compile_lightning(states: torch.Tensor, log_decay: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a prefill without a state, of zeros; ``states`` [slots, H, D, D] are neither read nor written.
+    """Run a prefill of zeros without a state, norm and rotation included.
 
-    log_decay [H] as in the steps that will follow; dtype: that of their rows.
+    states: [slots, H, D, D], neither read nor written. log_decay: [H], as in the steps that will follow; dtype: that of
+        their rows.
     """
     began = time.perf_counter()
-    heads, head_dim = states.shape[1:3]
-    q = torch.zeros(LONG_TOKENS, heads, head_dim, dtype=dtype, device=states.device)
-    v = q.new_zeros(LONG_TOKENS, PROJECTIONS, heads, head_dim)[:, 2]
-    nowhere = torch.full((1,), -1, dtype=torch.int32, device=states.device)
-    start = torch.tensor([0, LONG_TOKENS], dtype=torch.int32, device=states.device)
-    lightning_chunk(q, q, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
+    (heads, head_dim), device = states.shape[1:3], states.device
+    nowhere, frequencies = torch.full((1,), -1, dtype=torch.int32, device=device), torch.zeros(head_dim // 2).to(device)
+    for rows in (LONG_TOKENS, 1):  # SGLang's health check is a prompt of one token
+        projected = torch.zeros(rows, PROJECTIONS * heads * head_dim, dtype=dtype, device=device)
+        q, k, v, _ = (part.view(rows, heads, head_dim) for part in projected.chunk(PROJECTIONS, dim=1))
+        weight, positions = q.new_zeros(head_dim), torch.zeros(rows, dtype=torch.int64, device=device)
+        # Decode steps, of which graphs are captured at start, include norm and rotation in another kernel.
+        q, k = qk_norm_rope(q, k, weight, weight, positions, frequencies, 1.0)
+        start = torch.tensor([0, rows], dtype=torch.int32, device=device)
+        lightning_chunk(q, k, v, states, nowhere, start, nowhere, torch.zeros_like(nowhere), log_decay, 1.0)
     logger.info("Kernels of lightning prefill are compiled, after %.1f s", time.perf_counter() - began)
 
 

@@ -21,6 +21,7 @@ from sala_sglang.plugin import (
     lora,
     prefix_cache,
     quantization,
+    sampling_kernels,
     scheduler_requests,
     speculation,
 )
@@ -44,6 +45,7 @@ def prepare_worker(config: SALAConfig) -> None:
     check_resolution()
     agree_on_options()
     force_paths()
+    sampling_kernels.compile_while_loading()
     register_attention_backend(BACKEND)(create_sparse_backend)
     hook_after(POOL_HOOKS)
     hook_around(prefix_cache.hooks(config) | scheduler_requests.HOOKS | quantization.WORKER_HOOKS)

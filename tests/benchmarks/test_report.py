@@ -22,6 +22,8 @@ NOT_SHOWN = {
     "operators/variants.csv": "what was tried belongs to the lab notes",
     "operators/registers.csv": "the compiler's figures, which are no measurement",
     "operators/linear_predicted.csv": "predictions, which are no measurement",
+    "serving/imports.csv": "on the page about what a start takes",
+    "serving/loading.csv": "on the page about what a start takes",
     "serving/division.csv": "computed, and on the page about context parallelism",
 }
 ALL = [*TABLES.values(), *OTHERS.values()]

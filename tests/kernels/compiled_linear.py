@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import torch
 from sala_kernels import targets
+from sala_kernels.ahead import launches
 from sala_kernels.skinny_linear import skinny_linear
 
-from benchmarks.operators.ahead.calls import TRITON
-from benchmarks.operators.ahead.compiler import launches, measures
+from benchmarks.operators.ahead.compiler import measures
 from benchmarks.operators.linear_kernels import BLOCK, CHANNEL, INT4, make_weight
+from sala_sglang.ahead.calls import TRITON
 
 ROWS, OUTPUTS, INPUTS = 8, 4096, 4096
 

@@ -6,6 +6,7 @@ Run without TRITON_INTERPRET. Nothing is compiled, and no GPU is needed.
 import json
 
 import torch
+from sala_kernels.ahead import NoDevice
 from sala_kernels.compress_keys import compress_keys
 from sala_kernels.kv_scales import E4M3
 from sala_kernels.layout import SparseGeometry
@@ -20,8 +21,7 @@ from sala_kernels.store_kv import store_kv
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.operators.ahead.calls import ints, unread_batch
-from benchmarks.operators.ahead.compiler import NoDevice
+from sala_sglang.ahead.form import ints, unread_batch
 
 # One request and many, counts that 16 divides and others; all of them with a request of several segments.
 PREFILL = [2064], [2100], [2100] + [4] * 15, [2049] + [3] * 16
@@ -34,7 +34,7 @@ def call_operators(rows: list[int]) -> None:
     """Every operator whose kernels take numbers of the batch, for requests with ``rows`` each."""
     requests, tokens, decode = len(rows), sum(rows), max(rows) == 1
     slots = ints(*range(requests))
-    batch = unread_batch(rows, CONTEXT)
+    batch = unread_batch(rows, CONTEXT, CONTEXT)
     pool = torch.empty(PAGES * GEOMETRY.block_size, KV_HEADS, DIM, dtype=torch.bfloat16)
     compressed = pool.new_empty(PAGES, KV_HEADS, GEOMETRY.page_rows, DIM)
     q, k, v = (pool.new_empty(tokens, QUERY_HEADS, DIM) for _ in range(3))

@@ -1,5 +1,6 @@
 """Mistakes to plant into a copy of the tree, each with the test that must find it: ``python -m tests.planted``."""
 
+from tests.planted.ahead import AHEAD
 from tests.planted.documents import DOCUMENTS
 from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
@@ -12,6 +13,7 @@ from tests.planted.storage import STORAGE
 from tests.planted.tools import TOOLS
 
 MISTAKES: tuple[Mistake, ...] = (
+<<<<<<< HEAD
     *KERNELS,
     *FP8,
     *SERVING,
@@ -21,4 +23,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *QUANTIZATION,
     *DOCUMENTS,
     *SPECULATION,
+=======
+    *(*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS, *SPECULATION, *AHEAD),
+>>>>>>> start
 )

@@ -1,89 +1,19 @@
-"""Kernels for a GPU that is not there: which ones a call would launch, and what the compiler makes of them."""
+"""What the compiler makes of kernels for a GPU that is not there."""
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import triton
-from sala_kernels import targets
+from sala_kernels.ahead import NoDevice
 from sala_kernels.nvrtc import compile_source
 from sala_kernels.sparse_attention import shared_blocks
 from sala_kernels.targets import LIMITS, Capability, Limits
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 SYSTEM_SHARED_BYTES = 1024  # that every program takes beside its own
-
-
-class NoDevice:
-    """Stands in for Triton's driver: compiles for a GPU of this compute capability and has none."""
-
-    def __init__(self, capability: Capability = targets.HOPPER) -> None:
-        self.number = 10 * capability[0] + capability[1]
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.number, 32)
-
-    def get_current_device(self) -> int:
-        return self.number  # Triton keeps what it compiled by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A Triton kernel as it would be compiled: its constants, and options in Triton's names."""
-
-    kernel: str
-    constants: tuple[tuple[str, Any], ...]
-    options: tuple[tuple[str, Any], ...]
-
-    @property
-    def sizes(self) -> str:
-        """The constants that are numbers, and the other ones by their type."""
-        return " ".join(f"{name}={_shown(value)}" for name, value in self.constants)
-
-
-def _shown(value: Any) -> str:
-    return str(value).replace(" ", "")
-
-
-@contextmanager
-def pretended(capability: Capability, run: Callable) -> Iterator[None]:
-    """Operators choose as on a GPU of ``capability``, and ``run`` is called in place of a launch."""
-    driver.set_active(NoDevice(capability))
-    with patch.object(JITFunction, "run", run), patch.object(targets, "capability", lambda device: capability):
-        yield
-
-
-def launches(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
-    """What ``call`` would launch, each with a function that compiles it and returns Triton's kernel."""
-    found: list[tuple[Launch, Callable[[], Any]]] = []
-    run = JITFunction.run
-
-    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        names = [parameter.name for parameter in self.params]
-        given = dict(zip(names, args, strict=False)) | options
-        constants = tuple((one.name, given[one.name]) for one in self.params if one.is_constexpr)
-        rest = tuple(sorted((name, value) for name, value in options.items() if name not in names))
-
-        def compile_it() -> Any:
-            with pretended(capability, run):
-                return run(self, *args, grid=grid, warmup=True, **options)
-
-        found.append((Launch(self.fn.__name__, constants, rest), compile_it))
-
-    with pretended(capability, record):
-        call()
-    return found
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import triton
 from sala_kernels import targets
+from sala_kernels.ahead import Launch, launches
 from sala_kernels.kv_scales import FIRST_CAPABILITY
 from sala_kernels.sparse_attention import CUDA_GROUPS, shared_blocks
 from sala_kernels.targets import Capability
 
 from benchmarks.operators.ahead.calls import FORMS, FP8_CACHE, OWN_PRODUCTS, Form, operators
-from benchmarks.operators.ahead.compiler import Launch, Measures, launches, measures, measures_of_shared_blocks
+from benchmarks.operators.ahead.compiler import Measures, measures, measures_of_shared_blocks
 
 DEFAULT_WARPS, DEFAULT_STAGES = 4, 3  # Triton's
 IN_CUDA = "sparse_attention"  # the operator that has a kernel in CUDA C++

@@ -10,7 +10,7 @@ import torch
 from sala_kernels import targets
 from sala_kernels.contract import check_dtypes
 from sala_kernels.layout import PagedBatch
-from sala_kernels.nvrtc import CudaKernel, compile_source, tensor_map
+from sala_kernels.nvrtc import Binary, CudaKernel, cached_binary, tensor_map
 from sala_kernels.row_tiles import LOG2_E, tile_count
 from sala_kernels.sparse_attention import CUDA_BLOCK, CUDA_HEAD_DIM, Arguments
 
@@ -87,7 +87,7 @@ def launches(tiles: int, keys: torch.Tensor, batch: PagedBatch) -> Iterator[tupl
 
 
 def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
-    """The kernel for ``group`` query heads per KV head, loaded for ``device``; half a second at the first call."""
+    """The kernel for ``group`` query heads per KV head, loaded for ``device``; compiled where it never was."""
     return _loaded(group, device)
 
 
@@ -95,8 +95,13 @@ def compile_shared_blocks(group: int, device: torch.device) -> CudaKernel:
 def _loaded(group: int, device: torch.device) -> CudaKernel:
     capability = targets.capability(device)
     assert capability
-    defined = definitions(group, capability)
-    return CudaKernel(compile_source(SOURCE, defined, architecture(capability)), NAME, device, defined["SHARED_BYTES"])
+    shared_bytes = definitions(group, capability)["SHARED_BYTES"]
+    return CudaKernel(binary(group, capability).code, NAME, device, shared_bytes)
+
+
+def binary(group: int, capability: targets.Capability) -> Binary:
+    """The compiled kernel; half a second where it never was. Raises ValueError before Hopper."""
+    return cached_binary(SOURCE, definitions(group, capability), architecture(capability))
 
 
 def architecture(capability: targets.Capability) -> str:

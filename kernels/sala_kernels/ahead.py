@@ -1,0 +1,98 @@
+"""Kernels for a GPU that is not there: which ones a call would launch, and their compilation into Triton's cache.
+
+Triton keeps a compiled kernel under its source, the GPU's compute capability, its options, and the classes of its
+arguments: dtypes, and which integers and addresses are multiples of 16. Calls with tensors on the CPU that have shapes
+and strides of those on a GPU come to the same key, and no element of them is read.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from sala_kernels import targets
+from sala_kernels.targets import Capability
+
+
+class NoDevice:
+    """Stands in for Triton's driver: compiles for a GPU of this compute capability and has none."""
+
+    def __init__(self, capability: Capability = targets.HOPPER) -> None:
+        self.number = 10 * capability[0] + capability[1]
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.number, 32)
+
+    def get_current_device(self) -> int:
+        return self.number  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A Triton kernel as it would be compiled: its constants, and options in Triton's names.
+
+    classes: of its arguments, as Triton tells kernels of the same constants apart.
+    """
+
+    kernel: str
+    constants: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, Any], ...]
+    classes: str
+
+    @property
+    def sizes(self) -> str:
+        """The constants that are numbers, and the other ones by their type."""
+        return " ".join(f"{name}={str(value).replace(' ', '')}" for name, value in self.constants)
+
+
+@contextmanager
+def pretended(capability: Capability, run: Callable) -> Iterator[None]:
+    """Operators choose as on a GPU of ``capability``, and ``run`` is called in place of a launch.
+
+    Triton's driver stays the one that has no device.
+    """
+    real = targets.capability, JITFunction.run
+    driver.set_active(NoDevice(capability))
+    targets.capability, JITFunction.run = lambda device: capability, run  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        targets.capability, JITFunction.run = real
+
+
+def launches(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
+    """What ``call`` would launch, each with a function that compiles it and returns Triton's kernel.
+
+    That function takes the kernel from Triton's cache where it is there, and leaves it there.
+    """
+    found: list[tuple[Launch, Callable[[], Any]]] = []
+    run = JITFunction.run
+
+    def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        def compile_it() -> Any:
+            with pretended(capability, run):
+                return run(self, *args, grid=grid, warmup=True, **options)
+
+        found.append((describe(self, args, options), compile_it))
+
+    with pretended(capability, record):
+        call()
+    return found
+
+
+def describe(function: JITFunction, args: tuple, options: dict[str, Any]) -> Launch:
+    """The launch of ``function`` with these arguments and options, for the GPU of Triton's driver."""
+    names = [parameter.name for parameter in function.params]
+    given = dict(zip(names, args, strict=False)) | options
+    constants = tuple((one.name, given[one.name]) for one in function.params if one.is_constexpr)
+    rest = tuple(sorted((name, value) for name, value in options.items() if name not in names))
+    binder = function.device_caches[driver.active.get_current_device()][-1]
+    _, classes, _ = binder(*args, **options)
+    return Launch(function.fn.__name__, constants, rest, str(classes))

@@ -1,0 +1,1 @@
+"""Kernels of a server compiled before it starts, on any machine: ``sala-sglang warm``."""
