@@ -55,8 +55,11 @@ class Layout:
 
     def name(self, original: Callable, pool: Any) -> str:
         """What SGLang compares when two servers meet. pool: HybridLinearKVPool."""
+        from sglang.srt.runtime_context import get_parallel
+
         known = facts(self.config, pool.full_kv_pool.compressed_dtype, pool.full_kv_pool.dtype)
-        return f"sala-sglang {__version__}, dense_len {known['dense_len']}, {digest(known)}"
+        ranks = get_parallel().attn_tp_size  # SGLang would cut pages and states for another number: not tried
+        return f"sala-sglang {__version__}, tp_size {ranks}, dense_len {known['dense_len']}, {digest(known)}"
 
 
 def refuse_other_layout(original: Callable, manager: Any, address: str) -> bool:
