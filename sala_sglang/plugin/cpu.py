@@ -5,6 +5,7 @@ CPU engine). A few places assume an accelerator although nothing behind them nee
 here, only on machines without CUDA.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,23 @@ def provide_host_copies() -> None:
         module.torch = UnpinnedTorch()  # makes the tensors that files are read to
     common._cuda_host_register = lambda buffer, granularity_bytes=None: None
     base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
+
+
+def send_without_early_pages() -> None:
+    """Let SGLang send cached pages behind the step: before it, it would record an event of CUDA."""
+    os.environ["SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX"] = "0"
+
+
+def send_without_event(original: Callable, sender: Any, *args: Any, **kwargs: Any) -> None:
+    """SGLang copies the numbers of pages from a GPU through pinned memory; on the CPU they are there."""
+    original(sender, *args, **kwargs)
+    sender.supports_host_tensor_indices = False
+
+
+# The same where prefill and decode are apart.
+DISAGGREGATION_HOOKS: dict[str, Callable] = {
+    "sglang.srt.disaggregation.mooncake.conn.MooncakeKVSender.__init__": send_without_event,
+}
 
 
 def copy_layers_to_host(

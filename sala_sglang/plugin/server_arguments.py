@@ -17,7 +17,7 @@ from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.pipeline import check_both_kinds, divide_layers
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.plugin import cpu, hierarchical_cache, quantization, speculation
+from sala_sglang.plugin import cpu, disaggregation, hierarchical_cache, quantization, speculation
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
@@ -158,6 +158,7 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, speculation.argument_limits(found))
     cache = found("enable_hierarchical_cache"), device, found("hicache_storage_backend")
     check_limits(found, hierarchical_cache.argument_limits(*cache))
+    check_limits(found, disaggregation.argument_limits(found("disaggregation_mode"), device))
     if found("dp_size") > 1:
         check_limits(found, [("nccl_port", (None,), "with dp_size above 1 every replica needs a port of its own")])
     if quantization.is_planned(model):

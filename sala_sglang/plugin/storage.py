@@ -13,13 +13,10 @@ as missing, so that the page is computed and written again.
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -29,7 +26,7 @@ from sglang.srt.mem_cache.storage import StorageBackendFactory
 from sglang.srt.mem_cache.utils import get_hash_str
 from sglang.srt.runtime_context import get_parallel
 
-from sala_sglang import __version__, environment
+from sala_sglang.plugin.fingerprint import digest, facts
 from sala_sglang.plugin.weight_digests import digest_of_ranks
 
 logger = logging.getLogger(__name__)
@@ -51,16 +48,10 @@ def fingerprint(runner: Any, page_first: bool) -> str:
 
     page_first: whether host memory is laid out as ``page_first``, and not as ``page_first_direct``.
     """
-    config, parallel = runner.model_config.hf_config, get_parallel()
-    facts = {
-        "versions": [__version__, version("sglang")],
-        "config": {field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
-        "dense_len": environment.dense_len_tokens(config),
-        "dtypes": [str(runner.model_config.dtype), str(runner.kv_cache_dtype)],
-        "page_first": page_first,
-        "weights": digest_of_ranks(runner.model, parallel.tp_group, parallel.pp_group),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    model, parallel = runner.model_config, get_parallel()
+    known = facts(model.hf_config, model.dtype, runner.kv_cache_dtype)
+    weights = digest_of_ranks(runner.model, parallel.tp_group, parallel.pp_group)
+    return digest(known | {"page_first": page_first, "weights": weights})
 
 
 class PageFiles(HiCacheFile):

@@ -17,6 +17,7 @@ from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import (
     cpu,
     cpu_speculation,
+    disaggregation,
     hierarchical_cache,
     lora,
     prefix_cache,
@@ -40,7 +41,7 @@ def prepare_worker(config: SALAConfig) -> None:
     if "worker" in _done:
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.runtime_context import get_lora, get_memory, get_parallel, get_spec
+    from sglang.srt.runtime_context import get_disagg, get_lora, get_memory, get_parallel, get_spec
 
     check_resolution()
     agree_on_options()
@@ -61,6 +62,11 @@ def prepare_worker(config: SALAConfig) -> None:
         hook_around(hierarchical_cache.HOOKS | storage.HOOKS)
         if cpu.without_cuda():
             cpu.provide_host_copies()
+    if (mode := get_disagg().disaggregation_mode) != "null":
+        hook_around(disaggregation.hooks(config, mode))
+        if cpu.without_cuda():
+            cpu.send_without_early_pages()
+            hook_around(cpu.DISAGGREGATION_HOOKS)
     if get_spec().speculative_algorithm is not None:
         hook_around(speculation.HOOKS)
         if cpu.without_cuda():

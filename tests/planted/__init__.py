@@ -1,6 +1,7 @@
 """Mistakes to plant into a copy of the tree, each with the test that must find it: ``python -m tests.planted``."""
 
 from tests.planted.ahead import AHEAD
+from tests.planted.disaggregation import DISAGGREGATION
 from tests.planted.documents import DOCUMENTS
 from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
@@ -13,17 +14,15 @@ from tests.planted.storage import STORAGE
 from tests.planted.tools import TOOLS
 
 MISTAKES: tuple[Mistake, ...] = (
-<<<<<<< HEAD
     *KERNELS,
     *FP8,
     *SERVING,
     *PLUGIN,
     *STORAGE,
+    *DISAGGREGATION,
     *TOOLS,
     *QUANTIZATION,
     *DOCUMENTS,
     *SPECULATION,
-=======
-    *(*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS, *SPECULATION, *AHEAD),
->>>>>>> start
+    *AHEAD,
 )

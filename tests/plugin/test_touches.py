@@ -70,7 +70,11 @@ def step(process, function, *arguments):
 step("every process", entry_point._register)
 step("frontend", http_requests.prepare_frontend)
 before = {(module.__name__, name): value for module in MODULES for name, value in vars(module).items()}
-step("workers", worker.prepare_worker, SALAConfig())
+for mode in ("prefill", "decode"):
+    runtime_context.get_disagg = lambda: SimpleNamespace(disaggregation_mode=mode)
+    worker._done.clear()
+    step(mode, worker.prepare_worker, SALAConfig())
+found["workers"] = found.pop("prefill") + found.pop("decode")
 after = {(module.__name__, name): value for module in MODULES for name, value in vars(module).items()}
 found["replaced"] = [".".join(key) for key, value in after.items() if before.get(key) is not value]
 print("RESULT" + json.dumps(found))

@@ -6,6 +6,7 @@
 
 from sala_sglang.plugin.argument_table import (
     absent,
+    disaggregation,
     execution,
     memory,
     model,
@@ -25,6 +26,7 @@ TABLE: tuple[Verdict, ...] = (
     *execution.VERDICTS,
     *operation.VERDICTS,
     *absent.VERDICTS,
+    *disaggregation.VERDICTS,
 )
 
 

@@ -1,12 +1,10 @@
-"""Arguments about what this model does not have: experts, images, a second server for prefill."""
+"""Arguments about what this model does not have: experts, images."""
 
 from sala_sglang.plugin.argument_table.verdict import OFF, other, refused
 
 _NO_EXPERTS = "there are no experts"
 
 VERDICTS = (
-    refused("disaggregation_mode", ("null",), "compressed keys are not transferred between servers"),
-    refused("enable_pd_role_switch", OFF, "compressed keys are not transferred between servers"),
     refused("moe_a2a_backend", ("none",), _NO_EXPERTS),
     refused("elastic_ep_backend ep_join_mode kt_weight_path", (None,), _NO_EXPERTS),
     refused("enable_eplb enable_elastic_expert_backup enable_paged_experts enable_waterfill", OFF, _NO_EXPERTS),
@@ -31,13 +29,5 @@ VERDICTS = (
         "mm_global_cache_backend disable_fast_image_processor mm_feature_transport "
         "enable_precise_embedding_interpolation encoder_transfer_backend encoder_urls encoder_bootstrap_port "
         "encoder_register_urls enable_adaptive_dispatch_to_encoder",
-    ),
-    other(
-        "a second server for prefill or decode",
-        "disaggregation_transfer_backend disaggregation_bootstrap_port disaggregation_ib_device "
-        "disaggregation_decode_enable_radix_cache disaggregation_decode_enable_offload_kvcache "
-        "disaggregation_decode_retraction_backup num_reserved_decode_tokens disaggregation_decode_extra_slots "
-        "disaggregation_decode_polling_interval optimistic_prefill_attempts disaggregation_enable_kv_checksum "
-        "disaggregation_decode_host_receive_threshold disaggregation_decode_allocation_policy",
     ),
 )

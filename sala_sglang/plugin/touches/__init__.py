@@ -7,7 +7,15 @@ What a hook, a pool or a backend is given it reads, and what SGLang exports is i
 is gone there ends the start with ImportError, or the tests with AttributeError.
 """
 
-from sala_sglang.plugin.touches import every_process, frontend, hierarchical_cache, lora, speculation, workers
+from sala_sglang.plugin.touches import (
+    disaggregation,
+    every_process,
+    frontend,
+    hierarchical_cache,
+    lora,
+    speculation,
+    workers,
+)
 from sala_sglang.plugin.touches.touch import HOOKS, Touch
 
 TOUCHES: tuple[Touch, ...] = (
@@ -17,6 +25,7 @@ TOUCHES: tuple[Touch, ...] = (
     *hierarchical_cache.TOUCHES,
     *lora.TOUCHES,
     *speculation.TOUCHES,
+    *disaggregation.TOUCHES,
 )
 TARGETS = frozenset(touch.target for touch in TOUCHES)
 HOOK_TARGETS = {touch.target: touch.how for touch in TOUCHES if touch.how in HOOKS}
