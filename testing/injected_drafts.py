@@ -3,7 +3,8 @@
 The file, named by the variable SALA_TEST_DRAFTS, is JSON: ``texts``, prompts with the answers that the model gives;
 ``right``, how many drafts of a step are those of the text, all behind them being wrong, or null for random ones;
 ``verify``, whether steps verify drafts. Takes the arguments of ``sglang.launch_server``. SGLang's worker processes
-import this file again as their main module, and with it the replacement; whoever imports only a name from it replaces nothing.
+import this file again as their main module, and with it the replacement; whoever imports only a name from it replaces
+nothing.
 """
 
 import json

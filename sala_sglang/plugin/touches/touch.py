@@ -23,7 +23,7 @@ MEANS = {
 }
 
 NO_CUDA, HIERARCHICAL = "machines without CUDA", "--enable-hierarchical-cache"
-SPECULATIVE = "--speculative-algorithm"
+SPECULATIVE, DRAFT_MODEL = "--speculative-algorithm", "--speculative-draft-model-path"
 OFFICIAL = "stays: SGLang is extended this way"
 
 
