@@ -6,6 +6,7 @@ those of the served model; so what is refused here either ends in an error, or w
 """
 
 import importlib.util
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ HEAD, DENSE = "EAGLE3", "STANDALONE"
 ALGORITHMS = HEAD, DENSE
 HEAD_ARCHITECTURE = "LlamaForCausalLMEagle3"
 CPU_BACKEND, GPU_BACKENDS = "torch_native", ("fa3", "flashinfer", "triton")
+TOKENIZER_FILES = "tokenizer.json", "tokenizer.model", "vocab.json"
 HOPPER = 9  # major compute capability
 # (field, the values that work, what is missing for the others), with a draft model.
 LIMITS = (
@@ -40,6 +42,25 @@ def default_backend(device: str) -> str:
     if torch.cuda.get_device_capability()[0] == HOPPER:
         return "fa3"
     return "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"
+
+
+def check(server_args: Any, model: Any) -> None:
+    """Raise ValueError for a draft model that is missing, or does not fit ``model``, the served one's ModelConfig."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+    from sglang.srt.configs.model_config import ModelConfig
+
+    def found(field: str) -> Any:
+        return resolution_result(server_args, field)
+
+    algorithm = (found("speculative_algorithm") or "").upper()
+    if algorithm not in ALGORITHMS:
+        return
+    check_arguments(algorithm, found)
+    path, revision = found("speculative_draft_model_path"), found("speculative_draft_model_revision")
+    draft = ModelConfig.from_server_args(server_args, model_path=path, model_revision=revision, is_draft_model=True)
+    check_model(algorithm, draft, model)
+    if algorithm == DENSE:
+        check_tokenizers(found("tokenizer_path") or found("model_path"), path)
 
 
 def check_arguments(algorithm: str, found: Callable[[str], Any]) -> None:
@@ -113,12 +134,15 @@ def _not_dense(draft: Any) -> str | None:
 def check_tokenizers(target_path: str, draft_path: str) -> None:
     """Raise ValueError where the draft model has a tokenizer in whose vocabulary a token has another id."""
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
-    try:
-        draft = AutoTokenizer.from_pretrained(draft_path).get_vocab()
-        target = AutoTokenizer.from_pretrained(target_path).get_vocab()
-    except (OSError, ValueError, KeyError):
-        return  # a draft model need not have one, and it is never asked
+    def has_tokenizer(path: str) -> bool:  # a draft model need not have one, and it is never asked
+        found = (cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZER_FILES)
+        return any(found)
+
+    if not (has_tokenizer(draft_path) and has_tokenizer(target_path)):
+        return
+    draft, target = (AutoTokenizer.from_pretrained(path).get_vocab() for path in (draft_path, target_path))
     if differing := sorted(token for token in target.keys() | draft.keys() if target.get(token) != draft.get(token)):
         token = differing[0]
         raise ValueError(
@@ -186,8 +210,12 @@ def load_whole(original: Callable, head: Any, weights: Iterable[tuple[str, torch
 
     original(head, noted())
     missing = [name for name in _parts(head) if name not in names]
-    if missing:
+    if missing and head not in _whole:  # a later update may be a part
         raise ValueError(f"MiniCPM-SALA: the draft model's checkpoint lacks {', '.join(sorted(missing))}")
+    _whole.add(head)
+
+
+_whole: weakref.WeakSet = weakref.WeakSet()  # heads that have had all of their tensors
 
 
 def _parts(head: Any) -> set[str]:
@@ -208,11 +236,24 @@ def _parts(head: Any) -> set[str]:
     return needed
 
 
+def served_model_alone(original: Callable, updater: Any, selector: str = "all") -> list[tuple[str, Any]]:
+    """The models that new weights are for, where SGLang takes all: those of the served one.
+
+    Some names are the same in both, and a head would silently go on with the served model's tensors. Whoever has new
+    weights of the draft model names it.
+    """
+    return original(updater, "target" if selector == "all" else selector)
+
+
 # SGLang's functions and what runs around them, in every process; then those of workers, around and after.
 CONFIG_HOOKS: dict[str, Callable] = {
     "sglang.srt.configs.model_config.ModelConfig._derive_context_length": reach_the_context
 }
-HOOKS: dict[str, Callable] = {"sglang.srt.models.llama_eagle3.LlamaForCausalLMEagle3.load_weights": load_whole}
+_UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+HOOKS: dict[str, Callable] = {
+    "sglang.srt.models.llama_eagle3.LlamaForCausalLMEagle3.load_weights": load_whole,
+    f"{_UPDATER}._select_runners": served_model_alone,
+}
 POOL_HOOKS: dict[str, Callable] = {
     "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator.__init__": leave_memory_for_draft
 }

@@ -110,7 +110,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     check_hooks()
     check_config(server_args, config)
     check_arguments(server_args, config, model)
-    check_draft_model(server_args, model)
+    draft_model.check(server_args, model)
     divide_stages(config, *(resolution_result(server_args, name) for name in ("pp_size", "enable_hierarchical_cache")))
     warn_without_effect(server_args)
     environment.dense_len_tokens(config)
@@ -180,25 +180,6 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
         raise ValueError(
             f"MiniCPM-SALA: page_size = {found('page_size')} is not supported; allowed: {block}, the sparse block"
         )
-
-
-def check_draft_model(server_args: Any, model: Any) -> None:
-    """Raise ValueError for a draft model that is missing, or does not fit ``model``, the served one's ModelConfig."""
-    from sglang.srt.arg_groups.overrides import resolution_result
-    from sglang.srt.configs.model_config import ModelConfig
-
-    def found(field: str) -> Any:
-        return resolution_result(server_args, field)
-
-    algorithm = speculation.algorithm_of(found)
-    if algorithm not in draft_model.ALGORITHMS:
-        return
-    draft_model.check_arguments(algorithm, found)
-    path, revision = found("speculative_draft_model_path"), found("speculative_draft_model_revision")
-    draft = ModelConfig.from_server_args(server_args, model_path=path, model_revision=revision, is_draft_model=True)
-    draft_model.check_model(algorithm, draft, model)
-    if algorithm == draft_model.DENSE:
-        draft_model.check_tokenizers(found("tokenizer_path") or found("model_path"), path)
 
 
 def divide_stages(config: SALAConfig, stages: int, with_host: bool) -> None:

@@ -15,8 +15,9 @@ from tests.plugin.processes import resolve
 NGRAM = "--speculative-algorithm NGRAM"
 # Arguments, what is named, and what is allowed instead.
 REFUSED = {
-    "--speculative-algorithm EAGLE": ("speculative_algorithm = 'EAGLE'", "None, 'NGRAM'"),
-    "--speculative-algorithm standalone": ("speculative_algorithm = 'STANDALONE'", "None, 'NGRAM'"),
+    "--speculative-algorithm eagle": ("speculative_algorithm = 'EAGLE'", "None, 'NGRAM', 'EAGLE3', 'STANDALONE'"),
+    "--speculative-algorithm DFLASH": ("speculative_algorithm = 'DFLASH'", "None, 'NGRAM', 'EAGLE3', 'STANDALONE'"),
+    "--speculative-draft-model-path x": ("speculative_draft_model_path = 'x'", "None"),
     f"{NGRAM} --speculative-draft-model-path x": ("speculative_draft_model_path = 'x'", "None"),
     f"{NGRAM} --speculative-ngram-max-bfs-breadth 4": ("speculative_ngram_max_bfs_breadth = 4", "1"),
     f"{NGRAM} --speculative-eagle-topk 2": ("speculative_eagle_topk = 2", "None, 1"),

@@ -81,9 +81,20 @@ _DRAFT_MODELS = (
         until="SGLang refuses such checkpoints",
     ),
     Touch(
+        target=(
+            "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager._select_runners"
+        ),
+        how=AROUND,
+        process=WORKER,
+        when=DRAFT_MODEL,
+        why="new weights of the served model are written into the draft model too, where names are the same",
+        until="SGLang updates models of other checkpoints only where a request names them",
+    ),
+    Touch(
         target="sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator.__init__",
         how=AFTER,
         process=WORKER,
+        names=("_cell_size",),
         when=DRAFT_MODEL,
         why="keys and values of the draft model are counted as if its layers were as wide as this model's",
         until="SGLang counts them by the draft model's configuration, as it does for DFLASH",
