@@ -12,12 +12,13 @@ import torch
 def provide_drafts() -> None:
     """Put these functions in the places of SGLang's."""
     from sglang.kernels.ops.speculative import cache_locs
-    from sglang.srt.speculative import eagle_utils, eagle_worker_common
+    from sglang.srt.speculative import eagle_utils, eagle_worker_common, eagle_worker_v2
 
     cache_locs.assign_extend_cache_locs_func = slots_of_rows
     eagle_utils.build_tree_kernel_efficient_func = link_chains
     eagle_worker_common.assign_draft_cache_locs_contiguous_func = slots_of_steps
     eagle_worker_common.fill_bonus_tokens_func = last_accepted
+    eagle_worker_v2.select_top_k_tokens = likeliest_token
 
 
 def slots_of_rows(
@@ -84,6 +85,21 @@ def last_accepted(
     bonus_tokens.copy_(rows.gather(1, accept_lens[:, None].long() - 1)[:, 0])
 
 
+def likeliest_token(
+    i: int,
+    topk_p: torch.Tensor,
+    topk_index: torch.Tensor,
+    hidden_states: torch.Tensor | None,
+    scores: torch.Tensor | None,
+    topk: int,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Input of the draft model's next step, its scores, and what SGLang keeps of a tree: of a chain the tokens alone.
+
+    topk_p, topk_index: [B, 1], of the step before. SGLang compiles this for every machine.
+    """
+    return topk_index.flatten(), hidden_states, topk_p, (topk_p, topk_index, topk_index)
+
+
 def steps_backend(original: Callable, factory: Any) -> Any:
     """The attention of a draft model's steps: one backend for each, in torch."""
     if factory.speculative_num_steps <= 1:
@@ -97,9 +113,14 @@ def extend_backend(original: Callable, factory: Any) -> None:
     """None: the draft model keeps the backend of its prefill, which serves accepted rows too."""
 
 
+def no_copies(original: Callable, pool: Any) -> None:
+    """Keys and values of a draft model never move: its drafts are chains. SGLang would compile a kernel that does."""
+
+
 _FACTORY = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
 # SGLang's functions and what runs around them.
 HOOKS: dict[str, Callable] = {
     f"{_FACTORY}.create_decode_backend": steps_backend,
     f"{_FACTORY}.create_draft_extend_backend": extend_backend,
+    "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup": no_copies,
 }

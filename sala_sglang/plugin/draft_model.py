@@ -131,6 +131,19 @@ def _not_dense(draft: Any) -> str | None:
     return None
 
 
+def check_message(message: Any) -> None:
+    """Raise ValueError for a request whose prompt is no text: a draft model has an embedding of its own, or needs ids.
+
+    message: SGLang's TokenizedGenerateReqInput.
+    """
+    for field in ("input_embeds", "positional_embed_overrides"):
+        if getattr(message, field) is not None:
+            raise ValueError(
+                f"{field} is not supported with a draft model (SGLang gives it the embeddings, which are the served "
+                "model's); allowed: none"
+            )
+
+
 def check_tokenizers(target_path: str, draft_path: str) -> None:
     """Raise ValueError where the draft model has a tokenizer in whose vocabulary a token has another id."""
     from transformers import AutoTokenizer

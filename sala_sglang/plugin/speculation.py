@@ -71,7 +71,8 @@ def check_message(message: Any) -> None:
     """
     from sglang.srt.runtime_context import get_spec
 
-    if get_spec().speculative_algorithm is None:
+    algorithm = get_spec().speculative_algorithm
+    if algorithm is None:
         return
     for field, allowed, what in REQUEST_LIMITS:
         value = getattr(message.sampling_params, field)
@@ -83,6 +84,8 @@ def check_message(message: Any) -> None:
         raise ValueError(
             "custom_logit_processor is not supported with speculative decoding (it is ignored); allowed: none"
         )
+    if algorithm in draft_model.ALGORITHMS:
+        draft_model.check_message(message)
 
 
 def choose_worker(original: Callable, algorithm: Any, server_args: Any) -> Any:

@@ -241,3 +241,11 @@ def test_fields_that_verification_blurs_are_refused(server, field, value):
         server.post("/generate", body)
     assert refusal.value.code == 400
     assert f"{field} = {value} is not supported with speculative decoding" in refusal.value.read().decode()
+
+
+def test_embeddings_are_refused(server):
+    body = {"input_embeds": [[0.0] * 128] * 3, "sampling_params": {"max_new_tokens": 4}}
+    with pytest.raises(OSError) as refusal:
+        server.post("/generate", body)
+    assert refusal.value.code == 400
+    assert "input_embeds is not supported with a draft model" in refusal.value.read().decode()

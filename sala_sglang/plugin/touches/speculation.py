@@ -131,6 +131,14 @@ _DRAFT_MODELS_ON_A_CPU = (
     _draft_backend("create_decode_backend", "its attention in torch knows no steps of a draft model"),
     _draft_backend("create_draft_extend_backend", "its attention in torch serves accepted rows as they are"),
     Touch(
+        target="sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup",
+        how=AROUND,
+        process=WORKER,
+        when=_CPU_DRAFTS,
+        why="it compiles a kernel for GPUs that moves keys and values of trees",
+        until="SGLang compiles it where it is used",
+    ),
+    Touch(
         target="sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend",
         how=SUBCLASS,
         process=WORKER,
@@ -147,6 +155,11 @@ _DRAFT_MODELS_ON_A_CPU = (
             "sglang.srt.speculative.eagle_worker_common.assign_draft_cache_locs_contiguous_func",
             "sglang.srt.speculative.eagle_worker_common.fill_bonus_tokens_func",
         )
+    ),
+    _replaced(
+        "sglang.srt.speculative.eagle_worker_v2.select_top_k_tokens",
+        "it is compiled with a C++ compiler, which a machine need not have",
+        _CPU_DRAFTS,
     ),
 )
 
