@@ -58,12 +58,14 @@ def _write(out: Path, config: dict, shapes: dict[str, tuple[int, ...]], **others
     return out
 
 
-def make_head(target: Path, out: Path, layers: list[int], vocabulary: int | None = None) -> Path:
+def make_head(target: Path, out: Path, layers: list[int], vocabulary: int | None = None, **others: object) -> Path:
     """An EAGLE3 head that reads the outputs of ``layers`` of the model in ``target``.
 
-    vocabulary: tokens that it can draft, every second one of the model's; all where None.
+    vocabulary: tokens that it can draft, every second one of the model's; all where None. others: fields of its
+    config.json.
     """
-    config = _config(target, "LlamaForCausalLMEagle3", eagle_config={"eagle_aux_hidden_state_layer_ids": layers})
+    reads = {"eagle_aux_hidden_state_layer_ids": layers}
+    config = _config(target, "LlamaForCausalLMEagle3", eagle_config=reads, **others)
     config["draft_vocab_size"] = vocabulary or config["vocab_size"]
     hidden = config["hidden_size"]
     shapes = _layer(config, "midlayer", 2 * hidden) | {

@@ -35,10 +35,12 @@ def backend_limit(device: str) -> tuple[str, tuple, str]:
     return "speculative_draft_attention_backend", (None, *backends), "SGLang has no steps of draft models for it"
 
 
-def default_backend(device: str) -> str:
-    """The backend of the draft model's attention where the user names none."""
+def default_backend(device: str, dtype: str) -> str:
+    """The backend of the draft model's attention where the user names none; the others have no float32."""
     if device == "cpu":
         return CPU_BACKEND
+    if dtype in ("float", "float32"):
+        return "triton"
     if torch.cuda.get_device_capability()[0] == HOPPER:
         return "fa3"
     return "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"
@@ -172,7 +174,7 @@ def defaults(found: Callable[[str], Any], device: str, rows: int) -> dict[str, A
     """
     steps, given = found("speculative_num_steps"), found("speculative_num_draft_tokens")
     rows = given or (rows if steps is None else steps + 1)
-    backend = found("speculative_draft_attention_backend") or default_backend(device)
+    backend = found("speculative_draft_attention_backend") or default_backend(device, found("dtype"))
     return {
         "speculative_num_steps": rows - 1,
         "speculative_num_draft_tokens": rows,

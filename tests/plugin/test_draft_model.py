@@ -124,13 +124,18 @@ def test_steps_and_rows_go_together(given, steps):
 
 
 @pytest.mark.parametrize(
-    ("capability", "flashinfer", "expected"),
-    [((9, 0), True, "fa3"), ((8, 0), True, "flashinfer"), ((10, 0), False, "triton")],
+    ("capability", "flashinfer", "dtype", "expected"),
+    [
+        ((9, 0), True, "auto", "fa3"),
+        ((8, 0), True, "bfloat16", "flashinfer"),
+        ((10, 0), False, "auto", "triton"),
+        ((9, 0), True, "float32", "triton"),
+    ],
 )
-def test_attention_of_a_draft_model_by_gpu(monkeypatch, capability, flashinfer, expected):
+def test_attention_of_a_draft_model_by_gpu(monkeypatch, capability, flashinfer, dtype, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(draft_model.importlib.util, "find_spec", lambda name: flashinfer or None)
-    assert draft_model.default_backend("cuda") == expected
+    assert draft_model.default_backend("cuda", dtype) == expected
 
 
 def test_layers_that_are_captured():
