@@ -8,11 +8,12 @@ from sala_kernels.layout import PagedBatch
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sparse_attention import sparse_attention
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+from sglang.srt.layers.attention.verify_mask import VerifyMask, maybe_create_verify_mask
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 from sglang.srt.model_executor.model_runner import ModelRunner
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_spec
 
 from sala_sglang.attention.kv_pool import layer_buffers, scales_of
 from sala_sglang.attention.plan import only_last_rows, paged_decode, paged_extend, paged_verify
@@ -35,9 +36,29 @@ class SparseBackend(AttentionBackend):
         self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
         self.plan: PagedBatch
         self.compress_plan: PagedBatch  # the same, except in a verify step
+        self.chain_mask = self._new_chain_mask(runner)
         layers = self.token_to_kv_pool.full_attention_layer_id_mapping  # those of this pipeline stage
         if torch.device(runner.device).type == "cuda" and layers:
             self._compile(config, min(layers))
+
+    def _new_chain_mask(self, runner: ModelRunner) -> VerifyMask | None:
+        """What SGLang writes for chains of a draft model, D² bytes per request; without it, for the whole context."""
+        if get_spec().speculative_draft_model_path is None:
+            return None
+        return maybe_create_verify_mask(
+            is_draft_runner=runner.is_draft_worker,
+            skip_prefill=False,
+            max_bs=self.req_to_token_pool.size,
+            max_context_len=self.max_context_len,
+            num_draft_tokens=get_spec().speculative_num_draft_tokens,
+            device=runner.device,
+            is_read=False,
+        )
+
+    @property
+    def verify_mask(self) -> VerifyMask | None:
+        """Read by nobody: the rows of a chain attend by their positions."""
+        return self.chain_mask
 
     def _compile(self, config: SALAConfig, layer: int) -> None:
         kv_heads = self.token_to_kv_pool.full_kv_pool.head_num

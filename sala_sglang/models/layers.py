@@ -1,5 +1,7 @@
 """The decoder layers of MiniCPM-SALA: mixers of both kinds and MLP. Formulas and rounding follow the released code."""
 
+from collections.abc import Callable
+
 import torch
 from sala_kernels.float8_rows import Float8Rows
 from sala_kernels.gated_norm import gated_norm, mean_square_part
@@ -187,10 +189,12 @@ class DecoderLayer(nn.Module):
         positions: torch.Tensor,
         forward_batch: ForwardBatch,
         rows: torch.Tensor | None,
+        capture: Callable[[torch.Tensor], None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Join the previous branch to the residual stream, run mixer and MLP; the MLP's output stays a branch.
 
-        Every addition is thus fused with the norm that follows it. rows: those to return, if not all.
+        Every addition is thus fused with the norm that follows it. rows: those to return, if not all. capture: takes
+        the joined stream [T, hidden_size], which is what the layer before has put out.
         """
         dtype = branch.dtype
         x, hidden = scaled_add_norm(
@@ -201,6 +205,8 @@ class DecoderLayer(nn.Module):
             self.eps,
             to_float8=self.self_attn.takes_float8(len(branch)),
         )
+        if capture is not None:
+            capture(hidden)
         branch = self.self_attn(x, dtype, positions, forward_batch, rows)
         hidden = hidden if rows is None else hidden[rows]
         x, hidden = scaled_add_norm(

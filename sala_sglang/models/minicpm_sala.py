@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from sala_kernels.scaled_add_norm import scaled_add_norm
+from sglang.srt.layers.aux_hidden_states import AuxHiddenStatePacker
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
@@ -17,6 +18,7 @@ from sglang.srt.utils import add_prefix
 from torch import nn
 
 from sala_sglang.config import SALAConfig
+from sala_sglang.models.draft_inputs import DraftInputs
 from sala_sglang.models.last_rows import last_rows
 from sala_sglang.models.layers import DecoderLayer
 from sala_sglang.models.loading import WeightLoader
@@ -49,6 +51,7 @@ class MiniCPMSALAModel(nn.Module):
             for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if stage.is_last else PPMissingLayer()
+        self.captured: tuple[int, ...] = ()  # layers whose input a draft model reads
 
     def forward(
         self,
@@ -58,13 +61,14 @@ class MiniCPMSALAModel(nn.Module):
         input_embeds: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
         pp_proxy_tensors: PPProxyTensors | None = None,
+        states: AuxHiddenStatePacker | None = None,
     ) -> torch.Tensor | PPProxyTensors:
         """Normed hidden states [T, hidden_size], or of ``rows`` [B] alone, the last of every request.
 
         pp_proxy_tensors: branch and residual stream [T, hidden_size] from the stage before. A stage that is not the
-        last returns its own, for all rows.
+        last returns its own, for all rows. states: takes the inputs of the layers in ``captured``, for all rows.
         """
-        config, layers = self.config, islice(self.layers, self.stage.begin, self.stage.end)
+        config, layers = self.config, islice(enumerate(self.layers), self.stage.begin, self.stage.end)
         if self.stage.is_first:
             branch = self.embed_tokens(input_ids) if input_embeds is None else self._given(input_embeds)
             # The scaled embedding joins an empty residual stream.
@@ -74,9 +78,10 @@ class MiniCPMSALAModel(nn.Module):
             branch, hidden = (pp_proxy_tensors[name] for name in HANDED_ON)
             scale = config.residual_scale
         idle = forward_batch.forward_mode.is_idle()  # no rows: nothing to compute, and no backend has a plan
-        for layer in () if idle else layers:
+        for index, layer in () if idle else layers:
             needed = rows if layer is self.layers[-1] else None
-            branch, hidden = layer(branch, hidden, scale, positions, forward_batch, needed)
+            capture = states.append if states is not None and index in self.captured else None
+            branch, hidden = layer(branch, hidden, scale, positions, forward_batch, needed, capture)
             scale = config.residual_scale
         if not self.stage.is_last:
             return PPProxyTensors(dict(zip(HANDED_ON, (branch, hidden), strict=True)))
@@ -89,7 +94,7 @@ class MiniCPMSALAModel(nn.Module):
         return embeddings.to(self.embed_tokens.weight.dtype)
 
 
-class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
+class MiniCPMSALAForCausalLM(DraftInputs, LoRATargets, nn.Module):
     """The served model. Parameters load from the released names; unknown or missing ones are refused by name."""
 
     def __init__(self, config: SALAConfig, quant_config: QuantizationConfig | None = None, prefix: str = "") -> None:
@@ -123,9 +128,11 @@ class MiniCPMSALAForCausalLM(LoRATargets, nn.Module):
             return self.model(input_ids, positions, forward_batch, input_embeds, None, pp_proxy_tensors)
         # Layers with LoRA know which rows are whose for the whole step alone.
         rows, logits_metadata = (None, forward_batch) if self.with_lora else last_rows(forward_batch, len(positions))
-        hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows, pp_proxy_tensors)
+        states = self.new_states(forward_batch)
+        hidden = self.model(input_ids, positions, forward_batch, input_embeds, rows, pp_proxy_tensors, states)
         hidden = hidden / self.config.logit_divisor
-        return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata)
+        captured = self.packed_states(states, hidden)
+        return self.logits_processor(input_ids, hidden, self.lm_head, logits_metadata, captured)
 
     def post_load_weights(self) -> None:
         """Called by SGLang's loaders that write the parameters themselves, as with random values for training."""

@@ -15,7 +15,7 @@ import os
 from sala_sglang import TESTED_SGLANG_VERSIONS, environment
 from sala_sglang.attention import BACKEND
 from sala_sglang.config import ARCHITECTURE, SALAConfig
-from sala_sglang.plugin import adapter_ids, cpu, quantization, server_arguments
+from sala_sglang.plugin import adapter_ids, cpu, draft_model, quantization, server_arguments
 from sala_sglang.plugin.hooks import hook_after, hook_around
 from sala_sglang.plugin.lifetime import end_with_parent
 
@@ -80,7 +80,7 @@ def _register() -> None:
     register_resolution_hook("handle_model_specific_adjustments")(server_arguments.adjust_arguments)
     hook_after({"sglang.srt.server_args.ServerArgs.add_cli_args": server_arguments.add_cli_args})
     hook_around({"sglang.srt.server_args.ServerArgs.from_cli_args": server_arguments.from_cli_args})
-    hook_around(quantization.HOOKS | adapter_ids.HOOKS)
+    hook_around(quantization.HOOKS | adapter_ids.HOOKS | draft_model.CONFIG_HOOKS)
     if cpu.without_cuda():
         hook_around(cpu.HOOKS)
     # SGLang applies the hooks when all plugins have registered theirs.

@@ -17,7 +17,7 @@ from sala_sglang.config import ARCHITECTURE, SALAConfig
 from sala_sglang.models.merged_projections import GATES
 from sala_sglang.models.pipeline import check_both_kinds, divide_layers
 from sala_sglang.models.sharding import check_tensor_parallel
-from sala_sglang.plugin import cpu, disaggregation, hierarchical_cache, quantization, speculation
+from sala_sglang.plugin import cpu, disaggregation, draft_model, hierarchical_cache, quantization, speculation
 from sala_sglang.plugin.argument_table import TABLE, fixed_limits, without_effect
 from sala_sglang.plugin.hooks import check_hooks
 from sala_sglang.plugin.http_requests import prepare_frontend, prepare_http_workers
@@ -108,6 +108,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     check_hooks()
     check_config(server_args, config)
     check_arguments(server_args, config, model)
+    draft_model.check(server_args, model)
     divide_stages(config, *(resolution_result(server_args, name) for name in ("pp_size", "enable_hierarchical_cache")))
     warn_without_effect(server_args)
     environment.dense_len_tokens(config)

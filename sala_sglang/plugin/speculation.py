@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from sala_sglang.config import SALAConfig
+from sala_sglang.plugin import draft_model
 
-ALGORITHMS = (None, "NGRAM")
+ALGORITHMS = (None, "NGRAM", *draft_model.ALGORITHMS)
 DEFAULT_ROWS = 4  # per request in a verify step: its last token and three drafts
 MAX_ROWS = 16
 SGLANG_BREADTH = 10  # of SGLang's trees of n-grams, where the user names none
 # (field, the values that work, what is missing for the others), where a server speculates.
 LIMITS = (
-    ("pp_size", (1,), "SGLang has no pipeline stages with NGRAM"),
+    ("pp_size", (1,), "states of a verify step stay on the stage that has made them"),
     ("enable_lora", (None, False), "verify steps with adapters were not tried"),
     ("lora_paths", (None,), "verify steps with adapters were not tried"),
     ("enable_watermark", (False,), "SGLang's watermark wants the masks of trees"),
@@ -24,7 +25,9 @@ LIMITS = (
     ("speculative_ngram_max_bfs_breadth", (1, SGLANG_BREADTH), "drafts are chains"),
     ("speculative_eagle_topk", (None, 1), "drafts are chains"),
     ("speculative_num_draft_tokens", (None, *range(2, MAX_ROWS + 1)), "rows of a request in a verify step"),
+    ("speculative_num_steps", (None, *range(1, MAX_ROWS)), "drafts of a request in a verify step"),
 )
+NO_DRAFT_MODEL = (("speculative_draft_model_path", (None,), "without EAGLE3 or STANDALONE no model drafts"),)
 # Fields of a request's sampling parameters, the value that works, and what SGLang does with others when it verifies.
 REQUEST_LIMITS = (
     ("min_p", 0.0, "it is ignored"),
@@ -43,15 +46,22 @@ def algorithm_of(found: Callable[[str], Any]) -> str | None:
 
 def argument_limits(found: Callable[[str], Any]) -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others) for the ServerArgs that ``found`` reads."""
-    return () if algorithm_of(found) is None else LIMITS
+    algorithm = algorithm_of(found)
+    if algorithm in draft_model.ALGORITHMS:
+        return *LIMITS, *draft_model.LIMITS, draft_model.backend_limit(found("device"))
+    return NO_DRAFT_MODEL if algorithm is None else (*LIMITS, *NO_DRAFT_MODEL)
 
 
-def defaults(found: Callable[[str], Any]) -> dict[str, int]:
+def defaults(found: Callable[[str], Any]) -> dict[str, Any]:
     """What a server that speculates gets in place of SGLang's defaults, by field."""
-    if algorithm_of(found) is None:
+    algorithm = algorithm_of(found)
+    if algorithm is None:
         return {}
+    chosen: dict[str, Any] = {"speculative_ngram_max_bfs_breadth": 1}
+    if algorithm in draft_model.ALGORITHMS:
+        return chosen | draft_model.defaults(found, found("device"), DEFAULT_ROWS)
     rows = {"speculative_num_draft_tokens": DEFAULT_ROWS} if found("speculative_num_draft_tokens") is None else {}
-    return rows | {"speculative_ngram_max_bfs_breadth": 1}
+    return rows | chosen
 
 
 def check_message(message: Any) -> None:
@@ -61,7 +71,8 @@ def check_message(message: Any) -> None:
     """
     from sglang.srt.runtime_context import get_spec
 
-    if get_spec().speculative_algorithm is None:
+    algorithm = get_spec().speculative_algorithm
+    if algorithm is None:
         return
     for field, allowed, what in REQUEST_LIMITS:
         value = getattr(message.sampling_params, field)
@@ -73,6 +84,8 @@ def check_message(message: Any) -> None:
         raise ValueError(
             "custom_logit_processor is not supported with speculative decoding (it is ignored); allowed: none"
         )
+    if algorithm in draft_model.ALGORITHMS:
+        draft_model.check_message(message)
 
 
 def choose_worker(original: Callable, algorithm: Any, server_args: Any) -> Any:

@@ -16,8 +16,10 @@ from sala_sglang.attention import BACKEND
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import (
     cpu,
+    cpu_drafts,
     cpu_speculation,
     disaggregation,
+    draft_model,
     hierarchical_cache,
     lora,
     prefix_cache,
@@ -71,6 +73,12 @@ def prepare_worker(config: SALAConfig) -> None:
         hook_around(speculation.HOOKS)
         if cpu.without_cuda():
             cpu_speculation.provide_verification()
+    if get_spec().speculative_algorithm in draft_model.ALGORITHMS:
+        hook_around(draft_model.HOOKS)
+        hook_after(draft_model.POOL_HOOKS)
+        if cpu.without_cuda():
+            hook_around(cpu_drafts.HOOKS)
+            cpu_drafts.provide_drafts()
     apply_hooks()
     _done.add("worker")
 

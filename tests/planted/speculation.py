@@ -8,6 +8,8 @@ _PLAN, _PROPOSER = "sala_sglang/attention/plan.py", "sala_sglang/speculation/pro
 _PROPOSER_TESTS, _DRAFT_TESTS = "tests/speculation/test_proposer.py", "tests/speculation/test_drafts.py"
 _SERVER_TESTS, _SERVED_TESTS = "tests/plugin/test_speculation.py", "tests/serving/test_speculation.py"
 _BACKEND, _WORKER = "sala_sglang/speculation/hybrid_backend.py", "sala_sglang/speculation/worker.py"
+_SERVER_TESTS, _MODEL_TESTS = "tests/plugin/test_speculation.py", "tests/plugin/test_draft_model.py"
+_MODEL = "sala_sglang/plugin/draft_model.py"
 
 SPECULATION = (
     Mistake(
@@ -121,5 +123,54 @@ SPECULATION = (
         "self._grammar_mask(batch, tokens) if batch.has_grammar else None",
         "None",
         f"{_SERVED_TESTS}::test_grammar",
+    ),
+    Mistake(
+        "draft models: the layer behind the one that a head names is captured",
+        "sala_sglang/models/captured.py",
+        "tuple(index + 1 for index in given)",
+        "tuple(index + 2 for index in given)",
+        f"{_MODEL_TESTS}::test_layers_that_are_captured",
+    ),
+    Mistake(
+        "draft models: their keys and values take no memory",
+        _MODEL,
+        "configurator._cell_size = own + of_draft",
+        "configurator._cell_size = own",
+        f"{_MODEL_TESTS}::test_a_token_takes_the_draft_model_s_own_bytes",
+    ),
+    Mistake(
+        "draft models: a head drafts as a dense model",
+        _MODEL,
+        "(algorithm == HEAD) != (architecture == HEAD_ARCHITECTURE)",
+        "algorithm == HEAD and architecture != HEAD_ARCHITECTURE",
+        f"{_MODEL_TESTS}::test_what_cannot_be_served_is_refused",
+    ),
+    Mistake(
+        "draft models: a head without one of its tensors is served",
+        _MODEL,
+        "if missing and head not in _whole:",
+        "if missing and head in _whole:",
+        f"{_MODEL_TESTS}::test_a_head_whose_checkpoint_lacks_a_tensor_is_refused",
+    ),
+    Mistake(
+        "draft models: new weights of the served model are written into them",
+        _MODEL,
+        '"target" if selector == "all" else selector',
+        "selector",
+        f"{_MODEL_TESTS}::test_new_weights_are_the_served_model_s_unless_the_draft_is_named",
+    ),
+    Mistake(
+        "draft models: embeddings reach them",
+        "sala_sglang/plugin/speculation.py",
+        "if algorithm in draft_model.ALGORITHMS:\n        draft_model.check_message",
+        "if algorithm not in draft_model.ALGORITHMS:\n        draft_model.check_message",
+        f"{_SERVER_TESTS}::test_embeddings_are_refused_with_a_draft_model_alone",
+    ),
+    Mistake(
+        "draft models on a CPU: a step does not see the one before",
+        "sala_sglang/speculation/torch_steps.py",
+        "lengths + self.ahead",
+        "lengths + 1",
+        "tests/speculation/test_torch_steps.py::test_a_step_attends_to_those_before_it",
     ),
 )

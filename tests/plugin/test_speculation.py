@@ -15,8 +15,9 @@ from tests.plugin.processes import resolve
 NGRAM = "--speculative-algorithm NGRAM"
 # Arguments, what is named, and what is allowed instead.
 REFUSED = {
-    "--speculative-algorithm EAGLE": ("speculative_algorithm = 'EAGLE'", "None, 'NGRAM'"),
-    "--speculative-algorithm standalone": ("speculative_algorithm = 'STANDALONE'", "None, 'NGRAM'"),
+    "--speculative-algorithm eagle": ("speculative_algorithm = 'EAGLE'", "None, 'NGRAM', 'EAGLE3', 'STANDALONE'"),
+    "--speculative-algorithm DFLASH": ("speculative_algorithm = 'DFLASH'", "None, 'NGRAM', 'EAGLE3', 'STANDALONE'"),
+    "--speculative-draft-model-path x": ("speculative_draft_model_path = 'x'", "None"),
     f"{NGRAM} --speculative-draft-model-path x": ("speculative_draft_model_path = 'x'", "None"),
     f"{NGRAM} --speculative-ngram-max-bfs-breadth 4": ("speculative_ngram_max_bfs_breadth = 4", "1"),
     f"{NGRAM} --speculative-eagle-topk 2": ("speculative_eagle_topk = 2", "None, 1"),
@@ -65,7 +66,9 @@ def speculating(monkeypatch):
 
 
 def message(processor: str | None = None, **sampling) -> SimpleNamespace:
-    return SimpleNamespace(sampling_params=SamplingParams(**sampling), custom_logit_processor=processor)
+    parameters = SamplingParams(**sampling)
+    none = dict.fromkeys(("input_embeds", "positional_embed_overrides"))
+    return SimpleNamespace(sampling_params=parameters, custom_logit_processor=processor, **none)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,17 @@ def test_other_requests_are_served(speculating):
     speculation.check_message(message(temperature=0.7, top_p=0.9, top_k=5, logit_bias={"5": 1.0}, json_schema="{}"))
     with pytest.raises(ValueError, match="custom_logit_processor is not supported with speculative decoding"):
         speculation.check_message(message("a processor"))
+
+
+@pytest.mark.parametrize("field", ["input_embeds", "positional_embed_overrides"])
+def test_embeddings_are_refused_with_a_draft_model_alone(speculating, monkeypatch, field):
+    given = message()
+    setattr(given, field, [[0.0]])
+    speculation.check_message(given)
+    monkeypatch.setattr(runtime_context, "get_spec", lambda: SimpleNamespace(speculative_algorithm="EAGLE3"))
+    speculation.check_message(message())
+    with pytest.raises(ValueError, match=f"{field} is not supported with a draft model"):
+        speculation.check_message(given)
 
 
 def test_memory_of_a_verify_step_is_that_of_its_rows(monkeypatch):

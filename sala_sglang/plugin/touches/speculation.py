@@ -1,7 +1,10 @@
-"""Touches of workers that speculate: ``speculation.py``, ``cpu_speculation.py`` and the package ``speculation``."""
+"""Touches of speculation: ``speculation.py``, ``draft_model.py``, the two for CPUs and the package ``speculation``."""
 
 from sala_sglang.plugin.touches.touch import (
+    AFTER,
     AROUND,
+    DRAFT_MODEL,
+    EVERY,
     NO_CUDA,
     OFFICIAL,
     REPLACED,
@@ -12,6 +15,7 @@ from sala_sglang.plugin.touches.touch import (
 )
 
 _CPU = f"{SPECULATIVE}; {NO_CUDA}"
+_CPU_DRAFTS = f"{DRAFT_MODEL}; {NO_CUDA}"
 
 _ANYWHERE = (
     Touch(
@@ -59,9 +63,59 @@ _ANYWHERE = (
 )
 
 
-def _replaced(target: str, why: str) -> Touch:
+_DRAFT_MODELS = (
+    Touch(
+        target="sglang.srt.configs.model_config.ModelConfig._derive_context_length",
+        how=AROUND,
+        process=EVERY,
+        when=DRAFT_MODEL,
+        why="a draft model that was trained to a shorter context than the served one is refused",
+        until="SGLang lets a draft model go on behind the length it was trained to",
+    ),
+    Touch(
+        target="sglang.srt.models.llama_eagle3.LlamaForCausalLMEagle3.load_weights",
+        how=AROUND,
+        process=WORKER,
+        when=DRAFT_MODEL,
+        why="a head whose checkpoint lacks tensors is served with whatever is in memory",
+        until="SGLang refuses such checkpoints",
+    ),
+    Touch(
+        target=(
+            "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager._select_runners"
+        ),
+        how=AROUND,
+        process=WORKER,
+        when=DRAFT_MODEL,
+        why="new weights of the served model are written into the draft model too, where names are the same",
+        until="SGLang updates models of other checkpoints only where a request names them",
+    ),
+    Touch(
+        target="sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator.__init__",
+        how=AFTER,
+        process=WORKER,
+        names=("_cell_size",),
+        when=DRAFT_MODEL,
+        why="keys and values of the draft model are counted as if its layers were as wide as this model's",
+        until="SGLang counts them by the draft model's configuration, as it does for DFLASH",
+    ),
+)
+
+
+def _replaced(target: str, why: str, when: str = _CPU) -> Touch:
     until = "SGLang has it in torch, outside its CPU engine"
-    return Touch(target=target, how=REPLACED, process=WORKER, when=_CPU, why=why, until=until)
+    return Touch(target=target, how=REPLACED, process=WORKER, when=when, why=why, until=until)
+
+
+def _draft_backend(method: str, why: str) -> Touch:
+    return Touch(
+        target=f"sglang.srt.speculative.draft_utils.DraftBackendFactory.{method}",
+        how=AROUND,
+        process=WORKER,
+        when=_CPU_DRAFTS,
+        why=why,
+        until="SGLang has steps of draft models for its attention in torch",
+    )
 
 
 _ON_A_CPU = (
@@ -73,4 +127,40 @@ _ON_A_CPU = (
     _replaced("sglang.srt.speculative.eagle_utils.top_p_renorm_prob", "it is flashinfer's, for GPUs"),
 )
 
-TOUCHES = (*_ANYWHERE, *_ON_A_CPU)
+_DRAFT_MODELS_ON_A_CPU = (
+    _draft_backend("create_decode_backend", "its attention in torch knows no steps of a draft model"),
+    _draft_backend("create_draft_extend_backend", "its attention in torch serves accepted rows as they are"),
+    Touch(
+        target="sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup",
+        how=AROUND,
+        process=WORKER,
+        when=_CPU_DRAFTS,
+        why="it compiles a kernel for GPUs that moves keys and values of trees",
+        until="SGLang compiles it where it is used",
+    ),
+    Touch(
+        target="sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend",
+        how=SUBCLASS,
+        process=WORKER,
+        names=("_run_sdpa_forward_decode", "init_forward_metadata"),
+        when=_CPU_DRAFTS,
+        why="a step of the draft model attends to the tokens of the steps before it as well",
+        until="SGLang has steps of draft models for its attention in torch",
+    ),
+    *(
+        _replaced(target, "its kernel is for GPUs", _CPU_DRAFTS)
+        for target in (
+            "sglang.kernels.ops.speculative.cache_locs.assign_extend_cache_locs_func",
+            "sglang.srt.speculative.eagle_utils.build_tree_kernel_efficient_func",
+            "sglang.srt.speculative.eagle_worker_common.assign_draft_cache_locs_contiguous_func",
+            "sglang.srt.speculative.eagle_worker_common.fill_bonus_tokens_func",
+        )
+    ),
+    _replaced(
+        "sglang.srt.speculative.eagle_worker_v2.select_top_k_tokens",
+        "it is compiled with a C++ compiler, which a machine need not have",
+        _CPU_DRAFTS,
+    ),
+)
+
+TOUCHES = (*_ANYWHERE, *_DRAFT_MODELS, *_ON_A_CPU, *_DRAFT_MODELS_ON_A_CPU)

@@ -23,7 +23,7 @@ MEANS = {
 }
 
 NO_CUDA, HIERARCHICAL = "machines without CUDA", "--enable-hierarchical-cache"
-SPECULATIVE = "--speculative-algorithm"
+SPECULATIVE, DRAFT_MODEL = "--speculative-algorithm", "--speculative-draft-model-path"
 OFFICIAL = "stays: SGLang is extended this way"
 
 
@@ -34,8 +34,9 @@ class Touch:
     target: dotted path of what is touched, or the name of a variable. how: one of MEANS. process: one of PROCESSES,
     where it happens. why: what would be wrong without it. until: what must change in SGLang before it can go, or
     "stays: " and the reason. when: the condition under which it happens, empty for always. names: what a subclass
-    overrides or calls beside ``__init__``. upstream: ``sgl-project/sglang#NUMBER``, an issue or pull request that asks
-    for what ``until`` says, provides a part of it, or brought what is used; empty where none is known.
+    overrides or calls beside ``__init__``, or what a hook changes. upstream: ``sgl-project/sglang#NUMBER``, an issue or
+    pull request that asks for what ``until`` says, provides a part of it, or brought what is used; empty where none is
+    known.
     """
 
     target: str

@@ -24,6 +24,7 @@ _BACKENDS_AND_POOLS = (
             "init_forward_metadata",
             "init_forward_metadata_in_graph",
             "shared_read_ends",
+            "verify_mask",
         ),
         why="the backend of the sparse layers",
         until=OFFICIAL,
