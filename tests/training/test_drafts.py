@@ -85,7 +85,7 @@ def test_steps_of_a_server():
     """Seven tokens follow the first of an answer; rows are steps, columns bases."""
     right = torch.tensor([[1, 1, 0, 0, 1, 1, 0], [0, 1, 1, 1, 1, 0, 0]], dtype=torch.bool)
     drafted = train.Drafted(torch.zeros(2), torch.ones_like(right), right)
-    # Base 0 accepts one draft, so base 2 follows, which accepts none, 3 none, and 4 two: with its own token that is all.
+    # Base 0 accepts one draft, so base 2 follows, which accepts none, 3 none, and 4 two: with its own token that is it.
     assert walk(drafted, 0, 7) == 4
     assert drafted.counts().tolist() == [[7, 7, 4], [7, 4, 2]]
     assert [context_range(tokens) for tokens in (1, 256, 257, 5000)] == [256, 256, 512, 8192]
