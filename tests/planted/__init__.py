@@ -1,6 +1,7 @@
 """Mistakes to plant into a copy of the tree, each with the test that must find it: ``python -m tests.planted``."""
 
 from tests.planted.documents import DOCUMENTS
+from tests.planted.drafts import DRAFTS
 from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
@@ -10,4 +11,14 @@ from tests.planted.serving import SERVING
 from tests.planted.speculation import SPECULATION
 from tests.planted.tools import TOOLS
 
-MISTAKES: tuple[Mistake, ...] = (*KERNELS, *FP8, *SERVING, *PLUGIN, *TOOLS, *QUANTIZATION, *DOCUMENTS, *SPECULATION)
+MISTAKES: tuple[Mistake, ...] = (
+    *KERNELS,
+    *FP8,
+    *SERVING,
+    *PLUGIN,
+    *TOOLS,
+    *QUANTIZATION,
+    *DOCUMENTS,
+    *SPECULATION,
+    *DRAFTS,
+)
