@@ -7,6 +7,13 @@ ALIGNED = "tests/training/test_drafts.py::test_losses_are_those_of_the_same_toke
 EAGLE3, TRAIN = "training/drafts/eagle3.py", "training/drafts/train.py"
 
 DRAFTS = (
+    Mistake(
+        "drafts: inputs of layers for their outputs",
+        "training/drafts/target.py",
+        "layers[layer + 1]",
+        "layers[layer]",
+        "tests/training/test_drafts.py::test_captured_states_are_outputs_of_layers",
+    ),
     Mistake("drafts: a head reads the token of the state", EAGLE3, "join(embeds[1:],", "join(embeds[:-1],", UNROLLED),
     Mistake(
         "drafts: a step stays at its base's position", EAGLE3, "at = bases + step", "at = bases + 0 * step", UNROLLED
@@ -37,7 +44,7 @@ DRAFTS = (
     Mistake(
         "drafts: a resumed run has a new optimizer",
         TRAIN,
-        'self.optimizer.load_state_dict(state["optimizer"])',
+        "optimizer.load_state_dict(saved)",
         "pass",
         "tests/training/test_drafts.py::test_resumed_run_is_the_whole_run",
     ),

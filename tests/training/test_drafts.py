@@ -10,10 +10,13 @@ import torch
 from tests.training.texts import conversations
 from training.drafts import train
 from training.drafts.conversations import Conversation, batch_numbers
-from training.drafts.evaluate import context_range, measure, walk
+from training.drafts.eagle3 import head_config
+from training.drafts.evaluate import context_range, load_draft, measure, walk
+from training.drafts.known_answers import own_answers
 from training.drafts.target import Target
 
 STEPS = 3
+MAX_BYTES = 1 << 20  # of the committed head, weights, loss and card
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,14 @@ class Known:
         for step in range(steps):
             at = (bases + 1 + step + self.shift).clamp(max=len(ids) - 1)
             yield self.target.logits(last[at])[:, self.token_ids]
+
+
+def test_captured_states_are_outputs_of_layers(target, conversation):
+    """What a head's configuration names i is the input of layer i + 1, as the server captures it."""
+    ids = conversation.ids.long()
+    layers = head_config(target.config, 1, 1)["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+    inputs = target.model.model(ids[None], use_cache=False, output_hidden_states=True).hidden_states
+    assert torch.equal(target.states(ids)[0], torch.cat([inputs[layer + 1][0] for layer in layers], dim=-1))
 
 
 def some_tokens(conversation):
@@ -73,6 +84,13 @@ def test_a_draft_that_knows_the_answers_is_accepted(target, conversation):
     assert drafted.tried.sum(1).tolist() == expected and drafted.counts()[:, 2].tolist() == expected
     shifted = train.draft(Known(target, token_ids, shift=1), target, conversation, STEPS)
     assert shifted.right.float().mean() < 0.2
+
+
+def test_own_answers_end_at_the_first_other_token(target, conversation):
+    assert own_answers(target, conversation.ids.tolist(), conversation.answers) == conversation.answers
+    ids = conversation.ids.tolist()
+    ids[conversation.answers[1][1] - 2] += 1
+    assert own_answers(target, ids, conversation.answers) == conversation.answers[:1]
 
 
 def test_bases():
@@ -147,3 +165,13 @@ def test_contexts_are_counted_apart(target, trained_checkpoint):
     assert list(counted) == [256, 512]
     assert sum(entry.answers for entry in counted.values()) == sum(len(text.answers) for text in texts)
     assert all(entry.length > 3 for entry in counted.values())
+
+
+def test_the_committed_head_is_accepted(target, trained_checkpoint):
+    """Texts of its kind that it was not trained on; two drafts in three steps must hold at the least."""
+    path = trained_checkpoint.with_name("sala-tiny-eagle3")
+    assert sum(file.stat().st_size for file in path.iterdir()) < MAX_BYTES
+    texts = conversations(trained_checkpoint, 300, 2, "committed head")
+    counted = measure(load_draft(path).eval(), target, texts, STEPS).values()
+    assert sum(entry.answers for entry in counted) >= 6
+    assert sum(entry.tokens for entry in counted) > (1 + 2 / 3) * sum(entry.steps for entry in counted)

@@ -21,7 +21,7 @@ TARGET_PEAK_MIB = {2048: 18511, 8192: 19349, 32768: 22220}
 FLOPS = 300e12  # per second
 STEPS = 5
 ANSWER_TOKENS = 512  # of each conversation
-STATE_BYTES = 4 + 4 + 8  # weight, gradient and AdamW's two averages, float32
+STATE_BYTES = 4 + 4 + 8  # weight, gradient and AdamW's two averages, float32; Muon has one
 MIB = 1 << 20
 
 

@@ -19,6 +19,9 @@ from transformers.models.llama.modeling_llama import (
 from sala_sglang.hf import SALAConfig
 from training.drafts.target import SHARED_FIELDS, Target, captured_layers
 
+# Long waves: what a head looks up lies anywhere in the context, not near by.
+ROPE_THETA = 1e7
+
 
 def head_config(target: SALAConfig, draft_vocabulary: int, max_tokens: int) -> dict[str, Any]:
     """``config.json`` of a head: heads and widths of the target, three captured states with a norm each."""
@@ -29,7 +32,7 @@ def head_config(target: SALAConfig, draft_vocabulary: int, max_tokens: int) -> d
         "num_hidden_layers": 1,
         "draft_vocab_size": draft_vocabulary,
         "max_position_embeddings": max_tokens,
-        "rope_theta": 10000.0,
+        "rope_theta": ROPE_THETA,
         "attention_bias": False,
         "tie_word_embeddings": False,
         "dtype": "bfloat16",

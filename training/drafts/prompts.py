@@ -7,17 +7,14 @@ from pathlib import Path
 from random import Random
 
 from training.data import Encoder
+from training.drafts.known_answers import draw
 
-SMALL_TALK_SHARE, SMALL_TALK_TOKENS = 0.2, 128
 TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
 def user_turns(encoder: Encoder, rng: Random, tokens: int) -> list[str]:
     """What a user says in a conversation of about ``tokens`` tokens: a text and questions about it, or small talk."""
-    if rng.random() < SMALL_TALK_SHARE:
-        ids, _, _ = encoder.talk(rng, SMALL_TALK_TOKENS)
-    else:
-        ids, _, _ = encoder.about_a_text(rng, tokens)
+    ids, _ = draw(encoder, rng, tokens)
     return TURN.findall(encoder.tokenizer.decode(ids, skip_special_tokens=False))
 
 

@@ -23,6 +23,7 @@ from training.drafts.target import Target
 
 STEP_WEIGHT = 0.8  # of the loss of each draft step, compared with the one before
 WARM_UP_SHARE = 0.05  # of all updates
+MUON_SHARE = 2.0  # of AdamW's learning rate
 SAVE_STEPS, LOG_STEPS = 100, 20
 
 Draft = Eagle3Head | DenseDraft
@@ -80,17 +81,19 @@ class Trainer:
         self.conversations = read_conversations(options.answers, options.max_tokens)
         self.target = Target(options.model, self.device, self.dtype)
         self.model = self.begin().to(self.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizers = make_optimizers(self.model, options.learning_rate)
         self.updates = options.epochs * -(-len(self.conversations) // options.batch)
         self.weights = STEP_WEIGHT ** torch.arange(options.draft_steps, device=self.device)
         self.step = 0
         self.rows: list[dict[str, float]] = []
 
     def begin(self) -> Draft:
+        longest = max(len(conversation.ids) for conversation in self.conversations)
         if self.options.dense:
-            return DenseDraft.begin(self.target, self.options.dense, self.options.max_tokens)
-        token_ids = frequent_tokens(self.conversations, self.target.config.vocab_size, self.options.draft_vocabulary)
-        return Eagle3Head.begin(self.target, token_ids, self.options.max_tokens)
+            return DenseDraft.begin(self.target, self.options.dense, longest)
+        vocabulary = self.target.config.vocab_size
+        token_ids = frequent_tokens(self.conversations, vocabulary, self.options.draft_vocabulary)
+        return Eagle3Head.begin(self.target, token_ids, longest)
 
     def run(self) -> None:
         self.resume()
@@ -113,8 +116,8 @@ class Trainer:
         numbers = batch_numbers(len(self.conversations), self.options.batch, self.options.seed, self.step)
         batch = [self.conversations[number] for number in numbers]
         total = sum(len(conversation.bases()[0]) for conversation in batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * rate(self.step, self.updates)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = group["initial_lr"] * rate(self.step, self.updates)
         sums = torch.zeros(self.options.draft_steps, 4)
         for conversation in batch:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -122,8 +125,9 @@ class Trainer:
             ((self.weights * drafted.losses).sum() / total).backward()
             sums += torch.cat((drafted.losses.detach()[:, None], drafted.counts()), dim=1).cpu()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return sums
 
@@ -131,14 +135,14 @@ class Trainer:
         """Of the updates since the last row: loss per predicted token and accept rate of each draft step."""
         loss, tried, reached, right = sums.T
         losses, rates = (loss / tried.clamp(min=1)).tolist(), (right / reached.clamp(min=1)).tolist()
-        row = {"step": float(self.step), "conversations": float(self.step * self.options.batch)}
+        row: dict[str, float] = {"step": self.step, "conversations": self.step * self.options.batch}
         row |= {f"loss_{k + 1}": round(x, 4) for k, x in enumerate(losses)}
         return row | {f"accept_{k + 1}": round(x, 4) for k, x in enumerate(rates)}
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "rows": self.rows,
         }
@@ -152,7 +156,8 @@ class Trainer:
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step, self.rows = state["step"], state["rows"]
 
     def publish(self) -> None:
@@ -174,6 +179,21 @@ def frequent_tokens(conversations: list[Conversation], vocabulary: int, count: i
             counted.update(conversation.ids[begin:end].tolist())
     ranked = sorted(range(vocabulary), key=lambda token: (-counted[token], token))
     return torch.tensor(sorted(ranked[:count]))
+
+
+def make_optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for norms and tables of the vocabulary, as sala-tiny itself was trained."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_table = "lm_head" in name or "embed_tokens" in name
+        (others if is_table or parameter.ndim < 2 else matrices).append(parameter)
+    muon = {"params": matrices, "initial_lr": MUON_SHARE * learning_rate}
+    adamw = {"params": others, "initial_lr": learning_rate}
+    return [
+        torch.optim.Muon([muon], momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([adamw], betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def rate(step: int, steps: int) -> float:
