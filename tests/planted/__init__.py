@@ -3,6 +3,7 @@
 from tests.planted.ahead import AHEAD
 from tests.planted.disaggregation import DISAGGREGATION
 from tests.planted.documents import DOCUMENTS
+from tests.planted.drafts import DRAFTS
 from tests.planted.fp8 import FP8
 from tests.planted.kernels import KERNELS
 from tests.planted.mistake import Mistake
@@ -25,4 +26,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *DOCUMENTS,
     *SPECULATION,
     *AHEAD,
+    *DRAFTS,
 )
