@@ -252,11 +252,4 @@ SERVING = (
         "`sglang:cache_hits`",
         "tests/serving/test_replicas.py::test_the_metrics_of_the_guide_are_there",
     ),
-    Mistake(
-        "processes: what a server has started outlives it",
-        "sala_sglang/plugin/lifetime.py",
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        "pass",
-        "tests/serving/test_http_workers.py::test_no_process_outlives_its_launcher",
-    ),
 )

@@ -111,11 +111,11 @@ SPECULATION = (
         f"{_SERVED_TESTS}::test_next_turns_on_pages_and_snapshots_that_verify_steps_wrote[4]",
     ),
     Mistake(
-        "speculation: what the last step accepted is not seen",
+        "speculation: a step of one row is read as one of all rows",
         _WORKER,
-        "last[len(last) - unseen :] if unseen > 0 else []",
-        "[]",
-        f"{_SERVED_TESTS}::test_right_until_some_row[4]",
+        "speculative_num_draft_tokens=max(1, len(next_tokens) // max(1, len(counts)))",
+        "speculative_num_draft_tokens=self.rows",
+        f"{_SERVED_TESTS}::test_single_rows_and_chains_in_turn",
     ),
     Mistake(
         "speculation: drafts are not held against the grammar",
