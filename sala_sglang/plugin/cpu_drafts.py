@@ -12,8 +12,12 @@ import torch
 def provide_drafts() -> None:
     """Put these functions in the places of SGLang's."""
     from sglang.kernels.ops.speculative import cache_locs
+    from sglang.srt.layers.rotary_embedding import base
     from sglang.srt.speculative import eagle_utils, eagle_worker_common, eagle_worker_v2
 
+    base._is_cpu = True  # else rotations are looked for in vLLM
+    eagle_worker_common._is_cpu = True  # else a step's slots are planned as for several pools
+    eagle_worker_v2._is_cpu = True  # else CUDA graphs are captured
     cache_locs.assign_extend_cache_locs_func = slots_of_rows
     eagle_utils.build_tree_kernel_efficient_func = link_chains
     eagle_worker_common.assign_draft_cache_locs_contiguous_func = slots_of_steps

@@ -220,7 +220,8 @@ def load_whole(original: Callable, head: Any, weights: Iterable[tuple[str, torch
 
     def noted() -> Iterable[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
-            names.add(name.removeprefix("model.").replace("midlayer.", "layers.0."))
+            parts = (OLD_NAMES.get(part, part) for part in name.removeprefix("model.").split("."))
+            names.add(".".join(parts))
             yield name, tensor
 
     original(head, noted())
@@ -230,11 +231,18 @@ def load_whole(original: Callable, head: Any, weights: Iterable[tuple[str, torch
     _whole.add(head)
 
 
+# Of parts of a head's tensors, which SGLang reads as the new ones.
+OLD_NAMES = {
+    "midlayer": "layers.0",
+    "aux_norm_low": "fc_norm.0",
+    "aux_norm_mid": "fc_norm.1",
+    "aux_norm_high": "fc_norm.2",
+}
 _whole: weakref.WeakSet = weakref.WeakSet()  # heads that have had all of their tensors
 
 
 def _parts(head: Any) -> set[str]:
-    """Tensors that a checkpoint of ``head`` must have, by the names of its layer 0; the embedding is the target's."""
+    """Tensors that a checkpoint of ``head`` must have, by their new names; the embedding is the target's."""
     merged = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     needed: set[str] = set()
     for name, _ in head.named_parameters():

@@ -50,10 +50,11 @@ from sglang.srt.mem_cache import memory_pool_host
 from sglang.srt.mem_cache.pool_host import base, common, mamba, mha
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.kernels.ops.speculative import cache_locs
+from sglang.srt.layers.rotary_embedding import base as rotary
 from sglang.srt.speculative import eagle_utils, eagle_worker_common, eagle_worker_v2
 
 MODULES = memory_pool_host, base, common, mamba, mha, layers, torch_backend, allocation
-MODULES += eagle_utils, eagle_worker_common, eagle_worker_v2, cache_locs
+MODULES += eagle_utils, eagle_worker_common, eagle_worker_v2, cache_locs, rotary
 found, registered = {}, []
 HookRegistry.register = lambda target, function, kind: registered.append((target, "hook " + kind.value))
 HookRegistry.apply_hooks = hooks.check_hooks = lambda: None

@@ -157,6 +157,21 @@ _DRAFT_MODELS_ON_A_CPU = (
         )
     ),
     _replaced(
+        "sglang.srt.layers.rotary_embedding.base._is_cpu",
+        "without a GPU it takes the rotation of a draft model's rows from vLLM",
+        _CPU_DRAFTS,
+    ),
+    _replaced(
+        "sglang.srt.speculative.eagle_worker_common._is_cpu",
+        "without a GPU it plans slots that one pool does not need",
+        _CPU_DRAFTS,
+    ),
+    _replaced(
+        "sglang.srt.speculative.eagle_worker_v2._is_cpu",
+        "without a GPU it captures CUDA graphs of the draft model",
+        _CPU_DRAFTS,
+    ),
+    _replaced(
         "sglang.srt.speculative.eagle_worker_v2.select_top_k_tokens",
         "it is compiled with a C++ compiler, which a machine need not have",
         _CPU_DRAFTS,
