@@ -149,6 +149,10 @@ def test_resumed_run_is_the_whole_run(tmp_path, monkeypatch, trained_checkpoint,
         assert torch.equal(tensor, cut["model"][name]), name
     published = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert published[0] == published[1]
+    loaded = load_draft(tmp_path / "whole").state_dict()
+    assert loaded.keys() == whole["model"].keys()
+    for name, tensor in whole["model"].items():
+        assert torch.equal(loaded[name], tensor.bfloat16().to(loaded[name].dtype)), name
     assert whole["rows"][-1]["loss_1"] < whole["rows"][0]["loss_1"]
 
 
