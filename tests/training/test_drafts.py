@@ -171,6 +171,17 @@ def test_contexts_are_counted_apart(target, trained_checkpoint):
     assert all(entry.length > 3 for entry in counted.values())
 
 
+def test_mixed_precision_of_a_gpu(target, conversation, trained_checkpoint):
+    """A bfloat16 target under autocast, as on a GPU: losses of float32 up to rounding, and gradients everywhere."""
+    head = load_draft(trained_checkpoint.with_name("sala-tiny-eagle3"))
+    whole = train.draft(head, target, conversation, STEPS)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = train.draft(head, Target(trained_checkpoint, "cpu", torch.bfloat16), conversation, STEPS)
+    torch.testing.assert_close(rounded.losses, whole.losses, rtol=0.1, atol=0.0)
+    rounded.losses.sum().backward()
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in head.parameters())
+
+
 def test_the_committed_head_is_accepted(target, trained_checkpoint):
     """Texts of its kind that it was not trained on; two drafts in three steps must hold at the least."""
     path = trained_checkpoint.with_name("sala-tiny-eagle3")
