@@ -149,6 +149,10 @@ def test_resumed_run_is_the_whole_run(tmp_path, monkeypatch, trained_checkpoint,
         assert torch.equal(tensor, cut["model"][name]), name
     published = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert published[0] == published[1]
+    loaded = load_draft(tmp_path / "whole").state_dict()
+    assert loaded.keys() == whole["model"].keys()
+    for name, tensor in whole["model"].items():
+        assert torch.equal(loaded[name], tensor.bfloat16().to(loaded[name].dtype)), name
     assert whole["rows"][-1]["loss_1"] < whole["rows"][0]["loss_1"]
 
 
@@ -165,6 +169,17 @@ def test_contexts_are_counted_apart(target, trained_checkpoint):
     assert list(counted) == [256, 512]
     assert sum(entry.answers for entry in counted.values()) == sum(len(text.answers) for text in texts)
     assert all(entry.length > 3 for entry in counted.values())
+
+
+def test_mixed_precision_of_a_gpu(target, conversation, trained_checkpoint):
+    """A bfloat16 target under autocast, as on a GPU: losses of float32 up to rounding, and gradients everywhere."""
+    head = load_draft(trained_checkpoint.with_name("sala-tiny-eagle3"))
+    whole = train.draft(head, target, conversation, STEPS)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = train.draft(head, Target(trained_checkpoint, "cpu", torch.bfloat16), conversation, STEPS)
+    torch.testing.assert_close(rounded.losses, whole.losses, rtol=0.1, atol=0.0)
+    rounded.losses.sum().backward()
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in head.parameters())
 
 
 def test_the_committed_head_is_accepted(target, trained_checkpoint):

@@ -1,6 +1,7 @@
 """A small dense model with the target's vocabulary, for ``--speculative-algorithm STANDALONE``."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ class DenseDraft(nn.Module):
     def save(self, out: Path) -> None:
         """Write the checkpoint in bfloat16, with the tokenizer."""
         AutoTokenizer.from_pretrained(self.tokenizer).save_pretrained(out)
-        LlamaForCausalLM(self.model.config).to(torch.bfloat16).save_pretrained(out, state_dict=self.model.state_dict())
+        deepcopy(self.model).to(torch.bfloat16).save_pretrained(out)
 
     @classmethod
     def load(cls, path: Path) -> "DenseDraft":
