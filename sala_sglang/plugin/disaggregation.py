@@ -24,11 +24,9 @@ LIMITS = (
     ("enable_lora", (None, False), "adapters were not tried with prompts of another server"),
     ("lora_paths", (None,), "adapters were not tried with prompts of another server"),
     ("dp_size", (1,), "a router divides requests over servers: start more of them"),
+    ("tp_size", (1,), "ranks were not tried with pages and states that travel"),
     ("pp_size", (1,), "stages were not tried with pages and states that travel"),
-)
-# The same of a server that decodes.
-DECODE_LIMITS = (
-    ("enable_hierarchical_cache", (False,), "pages in host memory were not tried beside those that arrive"),
+    ("enable_hierarchical_cache", (False,), "pages in host memory were not tried with those that travel"),
 )
 
 
@@ -38,7 +36,7 @@ def argument_limits(mode: str, device: str) -> tuple[tuple[str, tuple, str], ...
         return ()
     backends = CPU_BACKENDS if device == "cpu" else BACKENDS
     reason = "the others move nothing, or are written for other hardware"
-    return (_BACKEND, backends, reason), *LIMITS, *(DECODE_LIMITS if mode == "decode" else ())
+    return (_BACKEND, backends, reason), *LIMITS
 
 
 def hooks(config: SALAConfig, mode: str) -> dict[str, Callable]:

@@ -8,10 +8,10 @@ _PLUGIN_TESTS = "tests/plugin/test_disaggregation.py"
 
 DISAGGREGATION = (
     Mistake(
-        "disaggregation: of the longest prompt that arrives keys are compressed in part",
+        "disaggregation: keys that arrive are taken for those of another request",
         _ARRIVED,
-        "max_query_tokens=int(lengths.max())",
-        "max_query_tokens=int(lengths.min())",
+        "request_rows=torch.tensor(rows, device=device)",
+        "request_rows=torch.arange(len(rows), device=device)",
         _TRANSFER_TESTS,
     ),
     Mistake(
