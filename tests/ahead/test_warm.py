@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import triton
+from sala_kernels.sparse_attention import shared_blocks
 
 from sala_sglang import cli
 from sala_sglang.ahead import sampling
@@ -136,6 +138,13 @@ def test_impossible_arguments_are_named(words, part, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["warm", *words])
     assert caught.value.code == 2 and part in capsys.readouterr().err
+
+
+def test_the_kernel_in_cuda_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    first, second, other = (shared_blocks.binary(group, (9, 0)) for group in (16, 16, 8))
+    assert second == (first.code, True) and not first.found
+    assert not other.found and other.code != first.code
 
 
 def test_sampling_that_cannot_be_compiled_is_said_at_the_start(monkeypatch, caplog):
