@@ -82,7 +82,7 @@ def pretended(capability: Capability, run: Callable) -> Iterator[None]:
         targets.capability, JITFunction.run = real
 
 
-def launches(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
+def launches_of(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
     """What ``call`` would launch on a GPU of ``capability``, each with a function that compiles it.
 
     That function returns Triton's kernel, which it takes from Triton's cache where it is there, and leaves it there.
@@ -95,14 +95,14 @@ def launches(call: Callable[[], object], capability: Capability) -> list[tuple[L
             with pretended(capability, run):
                 return run(self, *args, grid=grid, warmup=True, **options)
 
-        found.append((describe(self, args, options), compile_it))
+        found.append((launch_of(self, args, options), compile_it))
 
     with pretended(capability, record):
         call()
     return found
 
 
-def describe(function: JITFunction, args: tuple, options: dict[str, Any]) -> Launch:
+def launch_of(function: JITFunction, args: tuple, options: dict[str, Any]) -> Launch:
     """The launch of ``function`` with ``args`` and ``options``, for the GPU of Triton's driver."""
     names = [parameter.name for parameter in function.params]
     given = dict(zip(names, args, strict=False)) | options

@@ -23,8 +23,8 @@ WITHOUT_EXAMPLE = {
     "tensor_map": "needs a driver",
     "has_cuda_compiler": "differs between machines",
     "pretended": "needs kernels that are compiled, and those of tests are interpreted",
-    "launches": "needs kernels that are compiled, and those of tests are interpreted",
-    "describe": "needs kernels that are compiled, and those of tests are interpreted",
+    "launches_of": "needs kernels that are compiled, and those of tests are interpreted",
+    "launch_of": "needs kernels that are compiled, and those of tests are interpreted",
 }
 COMMON_PARAMETERS = {"batch", "geometry", "implementation"}  # explained once, for all operators
 DTYPES = re.compile(r"\b(dtype|integers|int32|int64|float32|bfloat16)\b")
