@@ -94,7 +94,7 @@ def test_a_server_on_a_gpu_compiles_none_of_these_kernels(trained_checkpoint, tm
     assert not {path for path in tmp_path.glob("*/_*_kernel.json") if path.name in names} - before
 
 
-def test_a_second_run_finds_everything_and_another_table_nothing_of_it(trained_checkpoint, tmp_path):
+def test_a_second_run_finds_everything_and_for_another_table_not(trained_checkpoint, tmp_path):
     sizes = "--gpu", "RTX 4090", "--model", str(trained_checkpoint), "--output", str(tmp_path / "cache")
     counts = []
     for context in (SHORT_CONTEXT, SHORT_CONTEXT, DIVISIBLE_CONTEXT):
