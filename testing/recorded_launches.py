@@ -20,7 +20,7 @@ def line(launch: Any) -> str:
 
 def record_launches() -> None:
     from sala_kernels import contract, targets
-    from sala_kernels.ahead import NoDevice, describe
+    from sala_kernels.ahead import NoDevice, launch_of
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -32,7 +32,7 @@ def record_launches() -> None:
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         real = driver._active
         driver.set_active(hopper)  # not for longer: SGLang asks Triton whether there is a GPU
-        found = line(describe(self, args, options))
+        found = line(launch_of(self, args, options))
         driver._active = real
         if found not in seen:
             seen.add(found)

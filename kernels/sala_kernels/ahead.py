@@ -19,26 +19,41 @@ from sala_kernels.targets import Capability
 
 
 class NoDevice:
-    """Stands in for Triton's driver: compiles for a GPU of this compute capability and has none."""
+    """Stands in for Triton's driver: compiles for a GPU of this compute capability and has none.
+
+    capability: of the GPU.
+
+    >>> NoDevice((9, 0)).get_current_target().arch
+    90
+    """
 
     def __init__(self, capability: Capability = targets.HOPPER) -> None:
         self.number = 10 * capability[0] + capability[1]
 
     def get_current_target(self) -> GPUTarget:
+        """What Triton compiles for."""
         return GPUTarget("cuda", self.number, 32)
 
     def get_current_device(self) -> int:
-        return self.number  # Triton keeps what it compiled by device
+        """Another number for each capability: Triton keeps what it compiled by device."""
+        return self.number
 
     def get_current_stream(self, device: int) -> int:
+        """A number that nobody uses."""
         return 0
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A Triton kernel as it would be compiled: its constants, and options in Triton's names.
+    """A Triton kernel as it would be compiled.
 
-    classes: of its arguments, as Triton tells kernels of the same constants apart.
+    kernel: name of its function.
+    constants: names and values of its parameters that are constants.
+    options: by their names in Triton.
+    classes: of its arguments, by which Triton tells kernels of the same constants and options apart.
+
+    >>> Launch("_kernel", (("D", 128), ("STRIDES", (1, 2))), (("num_warps", 4),), "").sizes
+    'D=128 STRIDES=(1,2)'
     """
 
     kernel: str
@@ -67,10 +82,10 @@ def pretended(capability: Capability, run: Callable) -> Iterator[None]:
         targets.capability, JITFunction.run = real
 
 
-def launches(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
-    """What ``call`` would launch, each with a function that compiles it and returns Triton's kernel.
+def launches_of(call: Callable[[], object], capability: Capability) -> list[tuple[Launch, Callable[[], Any]]]:
+    """What ``call`` would launch on a GPU of ``capability``, each with a function that compiles it.
 
-    That function takes the kernel from Triton's cache where it is there, and leaves it there.
+    That function returns Triton's kernel, which it takes from Triton's cache where it is there, and leaves it there.
     """
     found: list[tuple[Launch, Callable[[], Any]]] = []
     run = JITFunction.run
@@ -80,15 +95,15 @@ def launches(call: Callable[[], object], capability: Capability) -> list[tuple[L
             with pretended(capability, run):
                 return run(self, *args, grid=grid, warmup=True, **options)
 
-        found.append((describe(self, args, options), compile_it))
+        found.append((launch_of(self, args, options), compile_it))
 
     with pretended(capability, record):
         call()
     return found
 
 
-def describe(function: JITFunction, args: tuple, options: dict[str, Any]) -> Launch:
-    """The launch of ``function`` with these arguments and options, for the GPU of Triton's driver."""
+def launch_of(function: JITFunction, args: tuple, options: dict[str, Any]) -> Launch:
+    """The launch of ``function`` with ``args`` and ``options``, for the GPU of Triton's driver."""
     names = [parameter.name for parameter in function.params]
     given = dict(zip(names, args, strict=False)) | options
     constants = tuple((one.name, given[one.name]) for one in function.params if one.is_constexpr)

@@ -50,14 +50,24 @@ class CudaKernel:
 
 
 class Binary(NamedTuple):
-    """Machine code, and whether it was there already."""
+    """Compiled source.
+
+    code: machine code.
+    found: whether it was there already.
+
+    >>> Binary(b"", found=True).found
+    True
+    """
 
     code: bytes
     found: bool
 
 
 def cached_binary(path: Path, definitions: Mapping[str, int], architecture: str) -> Binary:
-    """As compile_source; kept where Triton keeps its kernels, and taken from there the next time."""
+    """As compile_source of ``path``, ``definitions`` and ``architecture``, kept where Triton keeps its kernels.
+
+    The next time it is taken from there. Raises RuntimeError with the compiler's words.
+    """
     version = _checked(nvrtc.nvrtcVersion())
     described = path.read_text(), sorted(definitions.items()), architecture, version
     manager, name = get_cache_manager(hashlib.sha256(repr(described).encode()).hexdigest()), f"{path.stem}.cubin"

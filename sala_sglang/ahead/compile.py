@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from sala_kernels import targets
-from sala_kernels.ahead import Launch, launches, pretended
+from sala_kernels.ahead import Launch, launches_of, pretended
 from sala_kernels.kv_scales import E4M3
 from sala_kernels.sparse_attention import is_compiled_for, shared_blocks
 from sala_kernels.targets import Capability
@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
 
 def server_launches(form: Form, capability: Capability) -> dict[Launch, Compile]:
     """Every Triton kernel that a server launches on a GPU of ``capability``, each once, and what compiles it."""
-    return {launch: compile_it for _, call in calls(form) for launch, compile_it in launches(call, capability)}
+    return {launch: compile_it for _, call in calls(form) for launch, compile_it in launches_of(call, capability)}
 
 
 def take_paths_as_told(capability: Capability) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import triton
+from sala_kernels.sparse_attention import shared_blocks
 
 from sala_sglang import cli
 from sala_sglang.ahead import sampling
@@ -92,7 +94,7 @@ def test_a_server_on_a_gpu_compiles_none_of_these_kernels(trained_checkpoint, tm
     assert not {path for path in tmp_path.glob("*/_*_kernel.json") if path.name in names} - before
 
 
-def test_a_second_run_finds_everything_and_another_table_nothing_of_it(trained_checkpoint, tmp_path):
+def test_a_second_run_finds_everything_and_for_another_table_not(trained_checkpoint, tmp_path):
     sizes = "--gpu", "RTX 4090", "--model", str(trained_checkpoint), "--output", str(tmp_path / "cache")
     counts = []
     for context in (SHORT_CONTEXT, SHORT_CONTEXT, DIVISIBLE_CONTEXT):
@@ -136,6 +138,13 @@ def test_impossible_arguments_are_named(words, part, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["warm", *words])
     assert caught.value.code == 2 and part in capsys.readouterr().err
+
+
+def test_the_kernel_in_cuda_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    first, second, other = (shared_blocks.binary(group, (9, 0)) for group in (16, 16, 8))
+    assert second == (first.code, True) and not first.found
+    assert not other.found and other.code != first.code
 
 
 def test_sampling_that_cannot_be_compiled_is_said_at_the_start(monkeypatch, caplog):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from sala_kernels import targets
-from sala_kernels.ahead import launches
+from sala_kernels.ahead import launches_of
 from sala_kernels.skinny_linear import skinny_linear
 
 from benchmarks.operators.ahead.compiler import measures
@@ -28,7 +28,7 @@ def call(form: str) -> Callable[[], object]:
 if __name__ == "__main__":
     found = {}
     for form in (CHANNEL, BLOCK, INT4):
-        ((_, compile_it),) = launches(call(form), targets.HOPPER)
+        ((_, compile_it),) = launches_of(call(form), targets.HOPPER)
         kernel = compile_it()
         measured = measures(kernel, targets.HOPPER)
         wide = len(re.findall(r"cp\.async\.cg\.shared\.global .*0x10|ld\.global\S*\.v4\.b32", kernel.asm["ptx"]))

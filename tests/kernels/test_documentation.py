@@ -18,9 +18,13 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(sala_kernels.__
 # Public functions and classes without an example, and why there is none.
 WITHOUT_EXAMPLE = {
     "CudaKernel": "needs a driver",
+    "cached_binary": "needs NVRTC, which comes with CUDA builds of torch only",
     "compile_source": "needs NVRTC, which comes with CUDA builds of torch only",
     "tensor_map": "needs a driver",
     "has_cuda_compiler": "differs between machines",
+    "pretended": "needs kernels that are compiled, and those of tests are interpreted",
+    "launches_of": "needs kernels that are compiled, and those of tests are interpreted",
+    "launch_of": "needs kernels that are compiled, and those of tests are interpreted",
 }
 COMMON_PARAMETERS = {"batch", "geometry", "implementation"}  # explained once, for all operators
 DTYPES = re.compile(r"\b(dtype|integers|int32|int64|float32|bfloat16)\b")

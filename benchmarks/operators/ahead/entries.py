@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import triton
 from sala_kernels import targets
-from sala_kernels.ahead import Launch, launches
+from sala_kernels.ahead import Launch, launches_of
 from sala_kernels.kv_scales import FIRST_CAPABILITY
 from sala_kernels.sparse_attention import CUDA_GROUPS, shared_blocks
 from sala_kernels.targets import Capability
@@ -48,7 +48,7 @@ def entries(capability: Capability, forms: tuple[Form, ...] = FORMS, only: str =
         for operator, call in operators(form):
             if only not in operator:
                 continue
-            for launch, compile_it in launches(call, capability):
+            for launch, compile_it in launches_of(call, capability):
                 key = _key(capability, operator, form, launch)
                 if key not in seen:
                     seen.add(key)
