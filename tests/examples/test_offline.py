@@ -1,5 +1,7 @@
 """Examples without a server, on sala-tiny."""
 
+import re
+
 from testing.fork_server import run_to_end
 from testing.server import START_SECONDS, server_environment
 
@@ -16,6 +18,18 @@ def test_offline_engine(trained_checkpoint):
     assert done.returncode == 0, done.stderr
     for question, answer in EXPECTED.items():
         assert f"{question} {answer}\n" in done.stdout
+
+
+def test_draft_head(trained_checkpoint):
+    head = trained_checkpoint.with_name("sala-tiny-eagle3")
+    command = ["-m", "examples.draft_head", str(trained_checkpoint), str(head)]
+    done = run_to_end(command, server_environment({}), START_SECONDS, spares=2)
+    assert done.returncode == 0, done.stderr
+    for answer in EXPECTED.values():
+        tokens, steps = map(
+            int, re.search(re.escape(answer) + r" \((\d+) tokens, (\d+) steps\)\n", done.stdout).groups()
+        )
+        assert steps < tokens - 1
 
 
 def test_transformers_generate(trained_checkpoint, run_example):
