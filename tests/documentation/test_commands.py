@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from testing.draft_models import make_dense, make_head
 from tests.documentation import rules
 from tests.documentation.blocks import ROOT, Block, Command, blocks, commands, documents
 from tests.plugin.processes import run_python
@@ -56,7 +57,9 @@ WOULD_NOT_START = {
 }
 
 
-def on_cpu(arguments: list[str]) -> list[str]:
+def on_cpu(arguments: list[str], draft_models: dict[str, str]) -> list[str]:
+    """draft_models: directories by the words that stand for them."""
+    arguments = [draft_models.get(word, word) for word in arguments]
     for option, value in ON_CPU.items():
         arguments = rules.with_value(arguments, option, value)
     direct = ["--hicache-io-backend", "direct"] if "--enable-hierarchical-cache" in arguments else []
@@ -64,12 +67,19 @@ def on_cpu(arguments: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> dict[str, str | None]:
+def draft_models(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("draft_models")
+    head = make_head(rules.SALA_TINY, root / "head", layers=[1, 5, 8])
+    return {"HEAD": str(head), "DENSE": str(make_dense(rules.SALA_TINY, root / "dense"))}
+
+
+@pytest.fixture(scope="module")
+def verdicts(draft_models) -> dict[str, str | None]:
     """What is wrong with the arguments of each command that starts a server; None where nothing is."""
     every = [*COMMANDS.values(), *(command for text in WOULD_NOT_START for command in commands(text))]
     given = {str(one): (one.environment, rules.server_arguments(rules.plain_words(one))) for one in every}
     starts = {name: (environment, words) for name, (environment, words) in given.items() if words is not None}
-    requests = [(environment, words, on_cpu(words)) for environment, words in starts.values()]
+    requests = [(environment, words, on_cpu(words, draft_models)) for environment, words in starts.values()]
     done = run_python(RESOLVE, json.dumps(requests))
     lines = [line for line in done.stdout.splitlines() if line.startswith("VERDICTS")]
     assert lines, done.stderr
