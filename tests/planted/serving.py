@@ -192,8 +192,8 @@ SERVING = (
     Mistake(
         "model: branches are joined unscaled",
         f"{_MODELS}/minicpm_sala.py",
-        "forward_batch, needed)\n            scale = config.residual_scale",
-        "forward_batch, needed)\n            scale = 1.0",
+        "forward_batch, needed, capture)\n            scale = config.residual_scale",
+        "forward_batch, needed, capture)\n            scale = 1.0",
         "tests/serving/test_equality.py::test_alone[chunks of 64]",
     ),
     Mistake(
