@@ -39,6 +39,16 @@ def argument_limits(mode: str, device: str) -> tuple[tuple[str, tuple, str], ...
     return (_BACKEND, backends, reason), *LIMITS
 
 
+def defaults(mode: str) -> dict[str, Any]:
+    """Values of ServerArgs with this mode, whatever was given.
+
+    A server that decodes keeps pages and states of what it retracts. With overlap scheduling a step is under way then
+    whose token is dropped and computed again: keys and values of that step are written again, but a state would take
+    its token in twice.
+    """
+    return {"disable_overlap_schedule": True} if mode == "decode" else {}
+
+
 def hooks(config: SALAConfig, mode: str) -> dict[str, Callable]:
     """SGLang's functions and what runs around them on a server of this mode."""
     layout = {f"sglang.srt.disaggregation.{mode}.get_pd_kv_layout": Layout(config).name}

@@ -271,6 +271,7 @@ def _declare_sizes(server_args: Any, config: SALAConfig) -> None:
     page = config.sparse_geometry.block_size
     declare_resolution(server_args, __name__, page_size=page)
     chosen = speculation.defaults(lambda field: resolution_result(server_args, field))
+    chosen |= disaggregation.defaults(resolution_result(server_args, "disaggregation_mode"))
     declare_resolution(server_args, __name__, **chosen)
     chunk = resolution_result(server_args, "chunked_prefill_size")
     if chunk is not None and chunk > 0 and chunk % page:
