@@ -34,7 +34,7 @@ STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 # write rows of FP8 for the products behind them), to measure them in a server.
 OWN_PRODUCTS = "SALA_OWN_PRODUCTS"
 ROWS, PRODUCERS = "rows", "producers"
-# Unset: prefill apart from decode is refused. "1": it starts, to find out why one prompt in about a hundred got another
+# Unset: prefill apart from decode is refused. "1": it starts, to find out why a prompt now and then gets another
 # answer than from one server.
 PREFILL_APART = "SALA_PREFILL_APART"
 # Unset: a GPU takes the paths that were measured on its generation. "NAME=on,NAME=off", the names of

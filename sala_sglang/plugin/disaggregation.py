@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS, CPU_BACKENDS = ("mooncake", "mooncake_tcp", "nixl"), ("mooncake", "mooncake_tcp")
 NOT_EXACT = (
-    "one prompt in about a hundred got another answer from two servers than from one, not yet known why; "
+    "now and then a prompt got another answer from two servers than from one, and it is not known why; "
     f"{environment.PREFILL_APART}=1 starts it all the same"
 )
 _BACKEND = "disaggregation_transfer_backend"
