@@ -4,7 +4,6 @@ With ``--start CHECKPOINT`` a trained one is only finished: in minutes on a GPU,
 """
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from training.architecture import make_config
 from training.conversations import ANSWER_WEIGHT
 from training.data import Batches, Step
 from training.initial import initialise
+from training.saved_runs import load_run, save_run, write_losses
 from training.selection_loss import Captured, selection_loss
 from training.tokenizer import load_or_make_tokenizer
 
@@ -185,33 +185,17 @@ class Trainer:
         return [selection_loss(x["queries"], x["keys"], positions, self.config.sparse_geometry) for x in layers]
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "rows": self.rows,
-        }
-        partial = self.options.out / "training.pt.partial"
-        torch.save(state, partial)
-        partial.rename(self.options.out / "training.pt")
+        save_run(self.options.out, self.model, self.optimizers, step=self.step, rows=self.rows)
 
     def resume(self) -> None:
-        path = self.options.out / "training.pt"
-        if path.exists():
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step, self.rows = state["step"], state["rows"]
+        found = load_run(self.options.out, self.model, self.optimizers, self.device)
+        self.step, self.rows = found.get("step", self.step), found.get("rows", self.rows)
 
     def publish(self) -> None:
         """Write the model in bfloat16 and the loss curve."""
         self.attend_densely_below(self.dense_len)
         self.model.bfloat16().save_pretrained(self.options.out)
-        with (self.options.out / "loss.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_losses(self.options.out, self.rows)
 
 
 def digits_found(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ DRAFTS = (
     ),
     Mistake(
         "drafts: a resumed run has a new optimizer",
-        TRAIN,
+        "training/saved_runs.py",
         "optimizer.load_state_dict(saved)",
         "pass",
         "tests/training/test_drafts.py::test_resumed_run_is_the_whole_run",

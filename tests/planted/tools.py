@@ -132,8 +132,8 @@ TOOLS = (
     Mistake(
         "training: a resumed run begins at the first step",
         "training/train.py",
-        'self.step, self.rows = state["step"], state["rows"]',
-        'self.rows = state["rows"]',
+        'self.step, self.rows = found.get("step", self.step), found.get("rows", self.rows)',
+        'self.rows = found.get("rows", self.rows)',
         "tests/training/test_training.py::test_resumed_run_is_the_whole_run",
     ),
     Mistake(

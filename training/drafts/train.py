@@ -6,7 +6,6 @@ interrupted run goes on where it was saved.
 """
 
 import argparse
-import csv
 import json
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from training.drafts.conversations import Conversation, batch_numbers, read_conv
 from training.drafts.dense import DenseDraft
 from training.drafts.eagle3 import Eagle3Head
 from training.drafts.target import Target
+from training.saved_runs import load_run, save_run, write_losses
 
 STEP_WEIGHT = 0.8  # of the loss of each draft step, compared with the one before
 WARM_UP_SHARE = 0.05  # of all updates
@@ -140,33 +140,17 @@ class Trainer:
         return row | {f"accept_{k + 1}": round(x, 4) for k, x in enumerate(rates)}
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "rows": self.rows,
-        }
-        partial = self.options.out / "training.pt.partial"
-        torch.save(state, partial)
-        partial.rename(self.options.out / "training.pt")
+        save_run(self.options.out, self.model, self.optimizers, step=self.step, rows=self.rows)
 
     def resume(self) -> None:
         """Go on where a run was saved. The order of the conversations follows from seed and step alone."""
-        path = self.options.out / "training.pt"
-        if path.exists():
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            self.step, self.rows = state["step"], state["rows"]
+        found = load_run(self.options.out, self.model, self.optimizers, self.device)
+        self.step, self.rows = found.get("step", self.step), found.get("rows", self.rows)
 
     def publish(self) -> None:
         """Write the draft as SGLang loads it, and the loss curve."""
         self.model.save(self.options.out)
-        with (self.options.out / "loss.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_losses(self.options.out, self.rows)
 
 
 def frequent_tokens(conversations: list[Conversation], vocabulary: int, count: int | None) -> torch.Tensor:
