@@ -17,6 +17,7 @@ from tests.serving.client import all_at_once, complete, generate, random_prompt,
 from tests.serving.oracle import Answer
 from tests.serving.test_speculation import ATTEMPTS, REFUSED_FIELDS, TOLERANCE, Drafts, assert_same, texts_of
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 PROGRAM = "-m", "testing.injected_model_drafts"
 ROWS, VOCABULARY, NEW_TOKENS = 4, 400, 45
 POOL_TOKENS, SERVED_TOKENS = 2048, 1200
@@ -54,15 +55,6 @@ def server(request, start_server, drafts, head, dense):
     environment = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8", VARIABLE: str(drafts.path)}
     with start_server(*arguments.split(), environment=environment, program=PROGRAM) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks_and_the_server_goes_on(server):
-    server.flush_cache()
-    yield
-    assert server.is_running()
-    counters = server.idle_counters()
-    assert not any(counters.values()), counters
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from testing.server import POLL_SECONDS, Server
 from tests.serving.client import all_at_once, complete, generate, random_prompt, requests_inside, stream
 from tests.serving.oracle import Answer
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 TOLERANCE = 1e-4  # as in test_equality
 INJECTED = "-m", "testing.injected_drafts"
 ROWS = 5
@@ -55,15 +56,6 @@ def server(start_server, drafts):
     environment = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "8", VARIABLE: str(drafts.path)}
     with start_server(*arguments.split(), environment=environment, program=INJECTED) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks_and_the_server_goes_on(server):
-    server.flush_cache()
-    yield
-    assert server.is_running()
-    counters = server.idle_counters()
-    assert not any(counters.values()), counters
 
 
 @pytest.fixture(scope="module")
