@@ -1,4 +1,4 @@
-"""The state of a training run in a file, by which it goes on, and its loss curve."""
+"""The state of a training run in a file, by which it goes on, and what was measured as CSV."""
 
 import csv
 from collections.abc import Iterable
@@ -32,8 +32,9 @@ def load_run(
     return state
 
 
-def write_losses(out: Path, rows: list[dict[str, Any]]) -> None:
-    with (out / "loss.csv").open("w", newline="") as file:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a CSV file anew; the first row names the columns."""
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

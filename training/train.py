@@ -21,7 +21,7 @@ from training.architecture import make_config
 from training.conversations import ANSWER_WEIGHT
 from training.data import Batches, Step
 from training.initial import initialise
-from training.saved_runs import load_run, save_run, write_losses
+from training.saved_runs import load_run, save_run, write_rows
 from training.selection_loss import Captured, selection_loss
 from training.tokenizer import load_or_make_tokenizer
 
@@ -195,7 +195,7 @@ class Trainer:
         """Write the model in bfloat16 and the loss curve."""
         self.attend_densely_below(self.dense_len)
         self.model.bfloat16().save_pretrained(self.options.out)
-        write_losses(self.options.out, self.rows)
+        write_rows(self.options.out / "loss.csv", self.rows)
 
 
 def digits_found(logits: torch.Tensor, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:

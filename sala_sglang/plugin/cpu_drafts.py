@@ -70,11 +70,12 @@ def link_chains(
     tree_mask_mode: Any,
 ) -> None:
     """Positions of all rows, and the row that follows each; no row has siblings, and no backend reads the mask."""
+    from sala_sglang.speculation.worker import chain_links
+
     requests = len(seq_lens)
-    offsets = torch.arange(num_verify_tokens)
-    positions.copy_((seq_lens[:, None] + offsets).flatten())
+    positions.copy_((seq_lens[:, None] + torch.arange(num_verify_tokens)).flatten())
     retrieve_index.copy_(torch.arange(requests * num_verify_tokens).view(requests, num_verify_tokens))
-    retrieve_next_token.copy_(torch.where(offsets < num_verify_tokens - 1, offsets + 1, -1).expand(requests, -1))
+    retrieve_next_token.copy_(chain_links(requests, num_verify_tokens, "cpu"))
 
 
 def last_accepted(

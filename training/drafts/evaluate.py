@@ -5,7 +5,6 @@ steps are followed token by token, in float32 and without the server.
 """
 
 import argparse
-import csv
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from training.drafts.dense import DenseDraft
 from training.drafts.eagle3 import Eagle3Head
 from training.drafts.target import Target
 from training.drafts.train import Draft, Drafted, draft
+from training.saved_runs import write_rows
 
 SHORTEST = 256  # tokens of the first range of contexts; each further one is twice as long
 
@@ -112,10 +112,7 @@ def main() -> None:
         row |= {"verify_steps": entry.steps, "accept_length": round(entry.length, 3)}
         rows.append(row | {f"accept_{k + 1}": round(rate, 3) for k, rate in enumerate(rates)})
         print(rows[-1], flush=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

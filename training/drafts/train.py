@@ -19,7 +19,7 @@ from training.drafts.conversations import Conversation, batch_numbers, read_conv
 from training.drafts.dense import DenseDraft
 from training.drafts.eagle3 import Eagle3Head
 from training.drafts.target import Target
-from training.saved_runs import load_run, save_run, write_losses
+from training.saved_runs import load_run, save_run, write_rows
 
 STEP_WEIGHT = 0.8  # of the loss of each draft step, compared with the one before
 WARM_UP_SHARE = 0.05  # of all updates
@@ -150,7 +150,7 @@ class Trainer:
     def publish(self) -> None:
         """Write the draft as SGLang loads it, and the loss curve."""
         self.model.save(self.options.out)
-        write_losses(self.options.out, self.rows)
+        write_rows(self.options.out / "loss.csv", self.rows)
 
 
 def frequent_tokens(conversations: list[Conversation], vocabulary: int, count: int | None) -> torch.Tensor:
