@@ -7,8 +7,9 @@ From the root of the repository. Engines run one after the other, each in a proc
 speculation; ``single rows``, where no step verifies drafts; and one per accept length, where every step verifies D − 1
 drafts and SGLang accepts as many as it is told, whatever they are: those answers mean nothing, and a step takes what it
 takes. Per length of single requests, and per batch of ``--batch-length``: milliseconds per token while all requests
-generate, per step, and how many times faster than ``plain``. Last, sala-tiny answers text with prompt lookup as it
-serves, where a row has the accept length that it finds. A table ends the run.
+generate, per step, and how many times faster than ``plain``. Lengths from 500,000 tokens on are asked once, with no
+warm-up of that length. Last, sala-tiny answers text with prompt lookup as it serves, where a row has the accept length
+that it finds. With ``--head`` all these drafts come from an EAGLE3 head instead. A table ends the run.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from typing import TYPE_CHECKING
 
 from benchmarks.common import results_file, streams
 from benchmarks.common.options import add_engine_options, check_least
-from benchmarks.serving.speed import SHARED_OPTIONS, batch_sizes, positive_integers
+from benchmarks.serving.speed import ONCE, ONCE_FROM, SHARED_OPTIONS, batch_sizes, positive_integers
 from sala_sglang.speculation import drafts
 
 if TYPE_CHECKING:  # imported where an engine runs
     from sglang import Engine
 
-TINY = Path(__file__).parents[2] / "checkpoints" / "sala-tiny"
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+TINY, TINY_HEAD = CHECKPOINTS / "sala-tiny", CHECKPOINTS / "sala-tiny-eagle3"
 VERIFY = "SALA_BENCHMARK_VERIFY"  # for the workers: whether every step verifies drafts, or none does
 PLAIN, SINGLE_ROWS, TEXT = "plain", "single rows", "text"
 SENTENCES = "The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea. "
@@ -40,8 +42,8 @@ TEXTS = {
     "answers a question": f"Text: {SENTENCES}\n\nWhat is the code of the red fox?",
 }
 COLUMNS = (
-    "date", "engine", "rows_per_step", "accept_length", "requests", "prompt_tokens", "new_tokens", "repetitions",
-    "decode_ms_per_token", "step_ms", "times_plain", "peak_memory_mib", *results_file.SURROUNDINGS,
+    "date", "engine", "drafts", "rows_per_step", "accept_length", "requests", "prompt_tokens", "new_tokens",
+    "repetitions", "decode_ms_per_token", "step_ms", "times_plain", "peak_memory_mib", *results_file.SURROUNDINGS,
 )  # fmt: skip
 SHOWN = COLUMNS[1 : COLUMNS.index("gpu")]
 
@@ -64,6 +66,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engines", nargs="+", metavar="ENGINE", help="plain, 'single rows', 1 to D, text (default: all)"
     )
+    parser.add_argument("--head", type=Path, help="an EAGLE3 head for --model (default: prompt lookup)")
     parser.add_argument("--rows", type=int, default=4, help="of a request in a step that verifies, D (default: 4)")
     parser.add_argument("--lengths", type=positive_integers, default=[8192], help="of single prompts (default: 8192)")
     parser.add_argument("--batch", type=batch_sizes, default="32", help="sizes such as 8,32; 0 for none (default: 32)")
@@ -74,7 +77,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     check_least(parser, arguments, {"rows": 2, "new_tokens": 9, "repetitions": 1, "batch_length": 1})
-    allowed = PLAIN, SINGLE_ROWS, *map(str, range(1, arguments.rows + 1)), TEXT
+    without_head = () if arguments.head else (SINGLE_ROWS,)  # which drafts in every step
+    allowed = PLAIN, *without_head, *map(str, range(1, arguments.rows + 1)), TEXT
     arguments.engines = arguments.engines or list(allowed)
     if unknown := set(arguments.engines) - set(allowed):
         parser.error(f"--engines is {sorted(unknown)}; allowed: {', '.join(allowed)}")
@@ -112,17 +116,23 @@ def measure(arguments: argparse.Namespace) -> None:
     import sglang
 
     name = arguments.worker
-    model = TINY if name == TEXT else arguments.model
+    model, head = (TINY, TINY_HEAD) if name == TEXT else (arguments.model, arguments.head)
     config = json.loads((model / "config.json").read_text())
     longest = max(*arguments.lengths, arguments.batch_length) + arguments.new_tokens
     options = SHARED_OPTIONS | {"context_length": longest + 64, "device": arguments.device}
     if name == TEXT:
         options |= {"load_format": "auto", "skip_tokenizer_init": False, "context_length": None}
+    options |= arguments.engine_options
+    of_plain, drafts_from = json.dumps(options, sort_keys=True), ""
     if name != PLAIN:
         options |= {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": arguments.rows}
-    options |= arguments.engine_options
+        drafts_from = "prompt lookup"
+    if name != PLAIN and arguments.head:
+        options |= {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": str(head)}
+        drafts_from = "EAGLE3 head"
     common = results_file.surroundings(arguments) | {
         "engine": name if name in (PLAIN, SINGLE_ROWS, TEXT) else "verifies",
+        "drafts": drafts_from,
         "rows_per_step": 1 if name in (PLAIN, SINGLE_ROWS) else arguments.rows,
         "weights": "sala-tiny" if name == TEXT else "random",
         "dtype": options.get("dtype") or config.get("dtype"),
@@ -130,34 +140,37 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     engine = sglang.Engine(model_path=str(model), **options)
     try:
-        for row in texts(engine, arguments) if name == TEXT else timed(engine, config, arguments):
+        for row in texts(engine, arguments) if name == TEXT else timed(engine, config, arguments, of_plain):
             results_file.record(arguments.output, common | row, COLUMNS)
     finally:
         engine.shutdown()
 
 
-def timed(engine: Engine, config: dict, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Medians of single requests by length, and of batches, after one of each that does not count."""
+def timed(engine: Engine, config: dict, arguments: argparse.Namespace, of_plain: str) -> Iterator[dict]:
+    """Medians of single requests by length, and of batches, after one of each that does not count.
+
+    of_plain: options of the engine without speculation that the times are compared with.
+    """
     accepted = int(arguments.worker) if arguments.worker.isdigit() else 1
     plain = {
         (row["requests"], row["prompt_tokens"]): float(row["decode_ms_per_token"])
         for row in results_file.read(arguments.output)
-        if row["engine"] == PLAIN and row["commit"] == arguments.commit
+        if (row["engine"], row["commit"], row["options"]) == (PLAIN, arguments.commit, of_plain)
     }
     cases = [(1, length) for length in arguments.lengths] + [(n, arguments.batch_length) for n in arguments.batch]
     for requests, length in cases:
-        seconds = []
+        seconds, once = [], length >= ONCE_FROM
         with results_file.peak_memory(arguments.device) as memory:
-            for _ in range(arguments.repetitions + 1):
+            for _ in range(1 if once else arguments.repetitions + 1):
                 prompts = [streams.random_prompt(config, length) for _ in range(requests)]
                 seconds.append(streams.decode_seconds(streams.stream(engine, prompts, arguments.new_tokens)))
-        token_ms = statistics.median(seconds[1:]) * 1e3
+        token_ms = statistics.median(seconds if once else seconds[1:]) * 1e3
         yield {
             "accept_length": accepted,
             "requests": requests,
             "prompt_tokens": length,
             "new_tokens": arguments.new_tokens,
-            "repetitions": arguments.repetitions,
+            "repetitions": ONCE if once else arguments.repetitions,
             "decode_ms_per_token": round(token_ms, 3),
             "step_ms": round(token_ms * accepted, 3),
             "times_plain": round(plain.get((str(requests), str(length)), token_ms) / token_ms, 3),

@@ -183,18 +183,24 @@ def defaults(found: Callable[[str], Any], device: str, rows: int) -> dict[str, A
     }
 
 
-def reach_the_context(original: Callable, config: Any, context_length: int | None) -> None:
-    """Let a draft model go as far as the served one, whatever it was trained to: behind that its drafts are worse."""
+def follow_the_served_model(original: Callable, config: Any, context_length: int | None) -> None:
+    """Give a draft model the served one's dtype, whose states a head reads, and let it go as far.
+
+    SGLang takes the dtype of its checkpoint, float16 where that is float32. Behind the length that it was trained to
+    its drafts are worse.
+    """
     if not config.is_draft_model:
         _served.clear()
-        _served.add(type(config.hf_config))
-    elif context_length is not None and SALAConfig in _served:
-        text = config.hf_text_config
-        text.max_position_embeddings = max(context_length, getattr(text, "max_position_embeddings", 0))
+        _served[type(config.hf_config)] = config.dtype
+    elif SALAConfig in _served:
+        config.dtype = _served[SALAConfig]
+        if context_length is not None:
+            text = config.hf_text_config
+            text.max_position_embeddings = max(context_length, getattr(text, "max_position_embeddings", 0))
     original(config, context_length)
 
 
-_served: set[type] = set()  # the class of the configuration of the model that this process serves
+_served: dict[type, torch.dtype] = {}  # class of the configuration of the model that this process serves, its dtype
 
 
 def leave_memory_for_draft(result: None, configurator: Any, kvc: Any) -> None:
@@ -270,7 +276,7 @@ def served_model_alone(original: Callable, updater: Any, selector: str = "all") 
 
 # SGLang's functions and what runs around them, in every process; then those of workers, around and after.
 CONFIG_HOOKS: dict[str, Callable] = {
-    "sglang.srt.configs.model_config.ModelConfig._derive_context_length": reach_the_context
+    "sglang.srt.configs.model_config.ModelConfig._derive_context_length": follow_the_served_model
 }
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 HOOKS: dict[str, Callable] = {

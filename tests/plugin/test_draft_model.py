@@ -171,22 +171,24 @@ def test_a_token_takes_the_draft_model_s_own_bytes(monkeypatch):
     assert configurator._cell_size == 8192 + 16384
 
 
-def test_a_draft_model_reaches_the_served_context():
-    """Only beside this model, and only as far as it has to."""
-    reached = []
+def test_a_draft_model_follows_the_served_one():
+    """To its context, only as far as it has to, and in its dtype; only beside this model."""
+    reached, dtypes = [], []
 
     def reach(config: object, length: int | None) -> int:
         text = SimpleNamespace(max_position_embeddings=256)
-        given = SimpleNamespace(is_draft_model=True, hf_config=None, hf_text_config=text)
-        draft_model.reach_the_context(lambda *seen: reached.append(seen[1]), given, length)
+        given = SimpleNamespace(is_draft_model=True, hf_config=None, hf_text_config=text, dtype=torch.float16)
+        draft_model.follow_the_served_model(lambda *seen: reached.append(seen[1]), given, length)
+        dtypes.append(given.dtype)
         return text.max_position_embeddings
 
     for served, expected in (SALAConfig(), 4096), (object(), 256):
-        target = SimpleNamespace(is_draft_model=False, hf_config=served)
-        draft_model.reach_the_context(lambda *_: None, target, 4096)
+        target = SimpleNamespace(is_draft_model=False, hf_config=served, dtype=torch.bfloat16)
+        draft_model.follow_the_served_model(lambda *_: None, target, 4096)
         assert reach(target, 4096) == expected
         assert reach(target, 100) == 256 and reach(target, None) == 256
     assert reached == [4096, 100, None] * 2
+    assert dtypes == [torch.bfloat16] * 3 + [torch.float16] * 3
 
 
 class Head(torch.nn.Module):

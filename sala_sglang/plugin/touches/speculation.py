@@ -69,8 +69,9 @@ _DRAFT_MODELS = (
         how=AROUND,
         process=EVERY,
         when=DRAFT_MODEL,
-        why="a draft model that was trained to a shorter context than the served one is refused",
-        until="SGLang lets a draft model go on behind the length it was trained to",
+        why="a draft model that was trained to a shorter context than the served one is refused, and one in another "
+        "dtype reads hidden states that it cannot multiply",
+        until="SGLang lets a draft model go on behind the length it was trained to, in the served model's dtype",
     ),
     Touch(
         target="sglang.srt.models.llama_eagle3.LlamaForCausalLMEagle3.load_weights",
