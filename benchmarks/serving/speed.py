@@ -2,12 +2,13 @@
 
     python -m benchmarks.serving.speed --model DIR --lengths 8192,32768 --output benchmarks/results/serving/speed.csv
 
-From the root of the repository. DIR needs a config.json only. Each engine runs in a process of its own, one after the
-other, and starts once for everything. Per prompt length one request at a time: time to first token and milliseconds
-per further token, medians over the repetitions after one warm-up; lengths from 500,000 tokens on are asked once, with
-no warm-up of that length. Then batches: output tokens per second from submission to the last token, and milliseconds
-per token while all requests generate. ``--memory`` and ``--profile`` write what takes the memory and the time of a
-step to files of their own. Rows are appended as they are measured, and a table of them ends the run.
+From the root of the repository. DIR needs a config.json, and weights too with --engine-options
+'{"load_format":"auto"}'. Each engine runs in a process of its own, one after the other, and starts once for everything.
+Per prompt length one request at a time: time to first token and milliseconds per further token, medians over the
+repetitions after one warm-up; lengths from 500,000 tokens on are asked once, with no warm-up of that length. Then
+batches: output tokens per second from submission to the last token, and milliseconds per token while all requests
+generate. ``--memory`` and ``--profile`` write what takes the memory and the time of a step to files of their own. Rows
+are appended as they are measured, and a table of them ends the run.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ SHARED_OPTIONS = {
     "sampling_backend": "pytorch",
     "skip_server_warmup": True,
 }
+OWN_PRODUCTS = {"SALA_OWN_PRODUCTS": "rows,producers"}
 # Engine name: (its own options, its environment). Stock SGLang cannot capture prefill graphs of this model.
-ENGINES = {
+ENGINES: dict[str, tuple[dict, dict[str, str]]] = {
     "plugin": ({}, {}),
+    "plugin-fp8": ({"quantization": "fp8"}, {}),
     "plugin-fp8-kv": ({"kv_cache_dtype": "fp8_e4m3"}, {}),
+    "plugin-own-products": ({}, OWN_PRODUCTS),
+    "plugin-fp8-own-products": ({"quantization": "fp8"}, OWN_PRODUCTS),
     "stock-dense": (
         {"attention_backend": "minicpm_flashinfer", "cuda_graph_backend_prefill": "disabled"},
         {"SALA_DISABLE": "1", "SGLANG_PLUGINS": "none", "SGLANG_MINICPM_FORCE_DENSE": "1"},
@@ -79,6 +84,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         type=Path,
         help="CSV file; what the steps of prefill and of --batch consist of is appended",
     )
+    parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
     parser.add_argument("--profile-steps", type=int, default=32, help="decode steps to profile (default: 32)")
     add_engine_options(parser)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
@@ -121,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     config = json.loads(Path(arguments.model, "config.json").read_text())
     options = engine_options(arguments)
-    common = {"engine": arguments.worker, **results_file.surroundings(arguments), "weights": "random"}
+    common = {"engine": arguments.worker, **results_file.surroundings(arguments), "weights": arguments.weights}
     common |= {"dtype": options.get("dtype") or config.get("dtype"), "options": json.dumps(options, sort_keys=True)}
     free_engine = device_memory.used_mib(arguments.device)
     engine = sglang.Engine(model_path=arguments.model, **options)
