@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -244,5 +245,6 @@ if __name__ == "__main__":
     chosen = parse()
     chosen.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
+    torch._functorch.config.donated_buffer = False  # selection losses go back through the graph first
     finishing = FINISH if torch.cuda.is_available() else FINISH_ON_CPU
     Trainer(chosen, finishing if chosen.start else WHOLE).run()

@@ -46,7 +46,7 @@ def test_tiny_with_keys_and_values_in_fp8(start_server, tiny_checkpoint):
 
 def test_memory_given_back_and_taken_again_changes_no_answer(start_server, tiny_checkpoint):
     """As a trainer does between its steps; weights and buffers come back from the host, caches empty."""
-    prompts = [random_prompt(length, 1000, seed=3) for length in TINY_LENGTHS]
+    prompts = [random_prompt(length, 500, seed=3) for length in TINY_LENGTHS]
     with start_server("--enable-memory-saver", "--enable-weights-cpu-backup") as server:
         before = [complete(server.client, prompt, 20) for prompt in prompts]
         for step in ("release", "resume"):

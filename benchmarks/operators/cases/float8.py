@@ -13,7 +13,7 @@ from sala_kernels.silu_mul import silu_mul
 
 from benchmarks.operators.cases.row_wise import EPS, RESIDUAL_SCALE
 from benchmarks.operators.harness.case import Case, Choice, Target, Work
-from benchmarks.operators.harness.checks import check_rows
+from benchmarks.operators.harness.checks import FLOAT8_ROW_BOUND, check_rows
 from benchmarks.operators.harness.floors import ELEMENT_BYTES, Floor
 from benchmarks.operators.harness.inputs import Setting
 from benchmarks.operators.harness.sizes import Sizes
@@ -61,7 +61,8 @@ def work(operator: Callable, setting: Setting) -> Work:
 
     def check(choice: Choice) -> None:
         outputs = (first(calls(wanted)[0]()) for wanted in (choice, lambda _: "reference"))
-        check_rows(name, *(rows.codes.float() * rows.scales for rows in outputs))
+        values = (rows.codes.float() * rows.scales for rows in outputs)
+        check_rows(name, *values, bound=FLOAT8_ROW_BOUND)
 
     return Work(floor, calls, check, {PEER: lambda: [quantised(operator, each) for each in inputs]})
 

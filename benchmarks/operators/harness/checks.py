@@ -23,12 +23,16 @@ ROW_BOUND = 2 * 4 * ROUNDING
 SCORE_BAND = 2 * 2 * ROUNDING
 
 
-def check_rows(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise AssertionError unless every row (dimension 0) is within ROW_BOUND of its norm."""
+# Of rows in e4m3, whose rounding on either side comes last.
+FLOAT8_ROW_BOUND = ROW_BOUND + 2 * 2**-4
+
+
+def check_rows(name: str, actual: torch.Tensor, expected: torch.Tensor, *, bound: float = ROW_BOUND) -> None:
+    """Raise AssertionError unless every row (dimension 0) is within ``bound`` of its norm."""
     actual, expected = (x.float().flatten(1) for x in (actual, expected))
     error = (actual - expected).norm(dim=1) / expected.norm(dim=1)
     worst = float(error.max())
-    if not worst <= ROW_BOUND:  # NaN fails too
+    if not worst <= bound:  # NaN fails too
         raise AssertionError(f"{name}: row {int(error.argmax())} differs from the reference by {worst:.3g} of its norm")
 
 
