@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # imported where an engine runs
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 TINY, TINY_HEAD = CHECKPOINTS / "sala-tiny", CHECKPOINTS / "sala-tiny-eagle3"
+RECORDED = ("SALA_OWN_PRODUCTS",)  # variables that change how a model computes
 VERIFY = "SALA_BENCHMARK_VERIFY"  # for the workers: whether every step verifies drafts, or none does
 PLAIN, SINGLE_ROWS, TEXT = "plain", "single rows", "text"
 SENTENCES = "The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea. "
@@ -66,6 +67,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engines", nargs="+", metavar="ENGINE", help="plain, 'single rows', 1 to D, text (default: all)"
     )
+    parser.add_argument("--weights", default="random", help="what the weights are, to record (default: random)")
     parser.add_argument("--head", type=Path, help="an EAGLE3 head for --model (default: prompt lookup)")
     parser.add_argument("--rows", type=int, default=4, help="of a request in a step that verifies, D (default: 4)")
     parser.add_argument("--lengths", type=positive_integers, default=[8192], help="of single prompts (default: 8192)")
@@ -123,7 +125,9 @@ def measure(arguments: argparse.Namespace) -> None:
     if name == TEXT:
         options |= {"load_format": "auto", "skip_tokenizer_init": False, "context_length": None}
     options |= arguments.engine_options
-    of_plain, drafts_from = json.dumps(options, sort_keys=True), ""
+    variables = {variable: os.environ[variable] for variable in RECORDED if variable in os.environ}
+    plain = arguments.commit, arguments.weights, json.dumps(options | variables, sort_keys=True)
+    drafts_from = ""
     if name != PLAIN:
         options |= {"speculative_algorithm": "NGRAM", "speculative_num_draft_tokens": arguments.rows}
         drafts_from = "prompt lookup"
@@ -134,28 +138,30 @@ def measure(arguments: argparse.Namespace) -> None:
         "engine": name if name in (PLAIN, SINGLE_ROWS, TEXT) else "verifies",
         "drafts": drafts_from,
         "rows_per_step": 1 if name in (PLAIN, SINGLE_ROWS) else arguments.rows,
-        "weights": "sala-tiny" if name == TEXT else "random",
+        "weights": "sala-tiny" if name == TEXT else arguments.weights,
         "dtype": options.get("dtype") or config.get("dtype"),
-        "options": json.dumps(options, sort_keys=True),
+        "options": json.dumps(options | variables, sort_keys=True),
     }
     engine = sglang.Engine(model_path=str(model), **options)
     try:
-        for row in texts(engine, arguments) if name == TEXT else timed(engine, config, arguments, of_plain):
+        for row in texts(engine, arguments) if name == TEXT else timed(engine, config, arguments, plain):
             results_file.record(arguments.output, common | row, COLUMNS)
     finally:
         engine.shutdown()
 
 
-def timed(engine: Engine, config: dict, arguments: argparse.Namespace, of_plain: str) -> Iterator[dict]:
+def timed(
+    engine: Engine, config: dict, arguments: argparse.Namespace, of_plain: tuple[str, str, str]
+) -> Iterator[dict]:
     """Medians of single requests by length, and of batches, after one of each that does not count.
 
-    of_plain: options of the engine without speculation that the times are compared with.
+    of_plain: commit, weights and options of the engine without speculation that the times are compared with.
     """
     accepted = int(arguments.worker) if arguments.worker.isdigit() else 1
     plain = {
         (row["requests"], row["prompt_tokens"]): float(row["decode_ms_per_token"])
         for row in results_file.read(arguments.output)
-        if (row["engine"], row["commit"], row["options"]) == (PLAIN, arguments.commit, of_plain)
+        if (row["engine"], row["commit"], row["weights"], row["options"]) == (PLAIN, *of_plain)
     }
     cases = [(1, length) for length in arguments.lengths] + [(n, arguments.batch_length) for n in arguments.batch]
     for requests, length in cases:
