@@ -19,6 +19,7 @@ HEAD, DENSE = "EAGLE3", "STANDALONE"
 ALGORITHMS = HEAD, DENSE
 HEAD_ARCHITECTURE = "LlamaForCausalLMEagle3"
 CPU_BACKEND, GPU_BACKENDS = "torch_native", ("fa3", "flashinfer", "triton")
+GPU_DTYPES = "auto", "half", "float16", "bfloat16"  # "auto" is never float32
 TOKENIZER_FILES = "tokenizer.json", "tokenizer.model", "vocab.json"
 HOPPER = 9  # major compute capability
 # (field, the values that work, what is missing for the others), with a draft model.
@@ -29,19 +30,20 @@ LIMITS = (
 )
 
 
-def backend_limit(device: str) -> tuple[str, tuple, str]:
-    """(field, the values that work, what is missing for the others) of the draft model's attention."""
-    backends = (CPU_BACKEND,) if device == "cpu" else GPU_BACKENDS
-    return "speculative_draft_attention_backend", (None, *backends), "SGLang has no steps of draft models for it"
+def device_limits(device: str) -> tuple[tuple[str, tuple, str], ...]:
+    """(field, the values that work, what is missing for the others) that depend on where the draft model runs."""
+    field, reason = "speculative_draft_attention_backend", "SGLang has no steps of draft models for it"
+    if device == "cpu":
+        return ((field, (None, CPU_BACKEND), reason),)
+    sixteen_bits = "dtype", GPU_DTYPES, "SGLang's norm of draft models has no float32 on a GPU"
+    return (field, (None, *GPU_BACKENDS), reason), sixteen_bits
 
 
-def default_backend(device: str, dtype: str) -> str:
-    """The backend of the draft model's attention where the user names none; the others have no float32."""
+def default_backend(device: str) -> str:
+    """The backend of the draft model's attention where the user names none."""
     if device == "cpu":
         return CPU_BACKEND
-    if dtype in ("float", "float32"):
-        return "triton"
-    if torch.cuda.get_device_capability()[0] == HOPPER:
+    if torch.cuda.get_device_capability()[0] == HOPPER and importlib.util.find_spec("sgl_kernel.flash_ops"):
         return "fa3"
     return "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"
 
@@ -174,7 +176,7 @@ def defaults(found: Callable[[str], Any], device: str, rows: int) -> dict[str, A
     """
     steps, given = found("speculative_num_steps"), found("speculative_num_draft_tokens")
     rows = given or (rows if steps is None else steps + 1)
-    backend = found("speculative_draft_attention_backend") or default_backend(device, found("dtype"))
+    backend = found("speculative_draft_attention_backend") or default_backend(device)
     return {
         "speculative_num_steps": rows - 1,
         "speculative_num_draft_tokens": rows,

@@ -48,7 +48,7 @@ def argument_limits(found: Callable[[str], Any]) -> tuple[tuple[str, tuple, str]
     """(field, the values that work, what is missing for the others) for the ServerArgs that ``found`` reads."""
     algorithm = algorithm_of(found)
     if algorithm in draft_model.ALGORITHMS:
-        return *LIMITS, *draft_model.LIMITS, draft_model.backend_limit(found("device"))
+        return *LIMITS, *draft_model.LIMITS, *draft_model.device_limits(found("device"))
     return NO_DRAFT_MODEL if algorithm is None else (*LIMITS, *NO_DRAFT_MODEL)
 
 

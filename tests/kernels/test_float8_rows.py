@@ -39,12 +39,25 @@ def calls(name: str, tokens: int, width: int, dtype: torch.dtype, device: str) -
 
 
 def check_operator(name: str, tokens: int, width: int, dtype: torch.dtype, device: str) -> None:
-    """Codes and scales are exactly those of the output that the same kernel gives without."""
+    """Codes and scales are those of the output that the same kernel gives without, on a GPU or of one a step away.
+
+    There sums may be contracted elsewhere for the other output, and an element then falls on the other side of a
+    rounding border of ``dtype``, by which its code, or the scale of its row, may move.
+    """
     call = calls(name, tokens, width, dtype, device)
-    found, expected = call(True), quantize_rows(call(False))
+    found, output = call(True), call(False)
     assert isinstance(found, Float8Rows) and found.codes.shape == (tokens, width) and found.scales.shape == (tokens, 1)
-    assert torch.equal(found.scales, expected.scales)
-    assert torch.equal(found.codes.view(torch.uint8), expected.codes.view(torch.uint8))
+    expected, step = quantize_rows(output), torch.finfo(dtype).eps
+    if device == "cpu":
+        assert torch.equal(found.scales, expected.scales)
+        assert torch.equal(found.codes.view(torch.uint8), expected.codes.view(torch.uint8))
+    torch.testing.assert_close(found.scales, expected.scales, rtol=step, atol=0)
+    low, high = ((output.float() * (1 + sign * 2 * step) / found.scales).nan_to_num() for sign in (-1, 1))
+    low, high = torch.minimum(low, high), torch.maximum(low, high)
+    codes = found.codes.float()
+    assert (codes >= low.clamp(min=-E4M3_MAX).to(torch.float8_e4m3fn).float()).all()
+    assert (codes <= high.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float()).all()
+    assert (codes != expected.codes.float()).sum() <= 1 + 1e-3 * codes.numel()
 
 
 @operators
@@ -138,12 +151,17 @@ def test_silu_mul_at_real_size(device, tokens, width, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 64, 8192])
 def test_as_sglang_quantises(tokens):
-    """On Hopper SGLang divides with fast mathematics: scales two units apart at most, codes a step where they round."""
+    """On Hopper SGLang divides with fast mathematics: scales are two units apart at most, and codes differ at ties.
+
+    Of two numbers in bfloat16 the quotient often lies just between two codes.
+    """
     kernel = pytest.importorskip("sglang.kernels.ops.quantization.per_token_quant_fp8")
     x = torch.randn(tokens, 4096, dtype=torch.bfloat16, device="cuda")
     codes, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(tokens, 1, dtype=torch.float32)
     kernel.per_token_quant_fp8(x, codes, scales)
     found = quantize_rows(x)
     torch.testing.assert_close(found.scales, scales, rtol=2 * torch.finfo(torch.float32).eps, atol=0)
-    assert (found.codes.float() != codes.float()).sum() <= 1e-4 * x.numel()
-    torch.testing.assert_close(found.codes.float(), codes.float(), rtol=2**-3, atol=2**-9)
+    ours, theirs = found.codes.double(), codes.double()
+    torch.testing.assert_close(ours, theirs, rtol=2**-3, atol=2**-9)
+    between, differ = (ours + theirs) / 2, ours != theirs
+    assert ((x.double() / found.scales.double() - between)[differ].abs() <= 2**-20 * between[differ].abs()).all()

@@ -124,18 +124,26 @@ def test_steps_and_rows_go_together(given, steps):
 
 
 @pytest.mark.parametrize(
-    ("capability", "flashinfer", "dtype", "expected"),
+    ("capability", "installed", "expected"),
     [
-        ((9, 0), True, "auto", "fa3"),
-        ((8, 0), True, "bfloat16", "flashinfer"),
-        ((10, 0), False, "auto", "triton"),
-        ((9, 0), True, "float32", "triton"),
+        ((9, 0), ("sgl_kernel.flash_ops", "flashinfer"), "fa3"),
+        ((9, 0), ("flashinfer",), "flashinfer"),
+        ((8, 0), ("sgl_kernel.flash_ops", "flashinfer"), "flashinfer"),
+        ((10, 0), ("sgl_kernel.flash_ops",), "triton"),
     ],
 )
-def test_attention_of_a_draft_model_by_gpu(monkeypatch, capability, flashinfer, dtype, expected):
+def test_attention_of_a_draft_model_by_gpu(monkeypatch, capability, installed, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(draft_model.importlib.util, "find_spec", lambda name: flashinfer or None)
-    assert draft_model.default_backend("cuda", dtype) == expected
+    monkeypatch.setattr(draft_model.importlib.util, "find_spec", lambda name: name if name in installed else None)
+    assert draft_model.default_backend("cuda") == expected
+
+
+def test_a_draft_model_on_a_gpu_has_sixteen_bits():
+    """What SGLang's kernel of its norm has; on a CPU torch computes it."""
+    values = {"speculative_algorithm": "EAGLE3", "device": "cuda"}
+    limits = {field: allowed for field, allowed, _ in speculation.argument_limits(values.get)}
+    assert "float32" not in limits["dtype"] and {"auto", "bfloat16", "float16"} <= set(limits["dtype"])
+    assert "dtype" not in {field for field, *_ in speculation.argument_limits((values | {"device": "cpu"}).get)}
 
 
 def test_layers_that_are_captured():

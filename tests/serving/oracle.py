@@ -65,3 +65,28 @@ class FP8Oracle(Oracle):
     ) -> None:
         super().__init__(checkpoint, dtype)
         round_keys_and_values(self.model, scales or {})
+
+
+class RoundedOracle:
+    """Judges greedy answers in bfloat16 by the errors of the plain model in bfloat16, both against float32."""
+
+    def __init__(self, checkpoint: Path):
+        self.exact, self.rounded = Oracle(checkpoint), Oracle(checkpoint, torch.bfloat16)
+
+    def check(self, prompts: list[list[int]], answers: list[Answer]) -> None:
+        """Assert that log-probabilities are together at most twice as far off, and that what was chosen is a near-tie.
+
+        Two tokens change places where the errors of both bring them together: twice an error of twice the plain
+        model's largest one.
+        """
+        pairs = list(zip(prompts, answers, strict=True))
+        gaps, served = zip(*(self.exact.errors(*pair) for pair in pairs), strict=True)
+        plain = [self.exact.errors(prompt, self._rounded(prompt, answer))[1] for prompt, answer in pairs]
+        assert sum(served) <= 2 * sum(plain), (served, plain)
+        assert max(gaps) <= 4 * max(plain), (gaps, plain)
+
+    def _rounded(self, prompt: list[int], answer: Answer) -> Answer:
+        """The same tokens with what the rounded model says of them."""
+        logprobs = self.rounded.logprobs(prompt, answer.tokens)
+        chosen = logprobs.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        return Answer(answer.tokens, chosen.tolist())

@@ -1,6 +1,5 @@
 """Speculation on a GPU: graphs equal eager steps and the plain model's answers, with overlap scheduling and without."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from testing.draft_models import make_dense, make_head
 from tests.serving.client import all_at_once, complete, random_prompt
-from tests.serving.oracle import Oracle
+from tests.serving.oracle import Oracle, RoundedOracle
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +51,8 @@ MODEL_OPTIONS = {
     "graphs, no overlap": "--disable-overlap-schedule",
     "eager, overlap": NO_GRAPHS,
     "six rows": "--speculative-num-steps 5",
+    "flashinfer": "--speculative-draft-attention-backend flashinfer",
+    "triton": "--speculative-draft-attention-backend triton",
 }
 
 
@@ -72,41 +73,26 @@ def draft_model(models: dict[str, Path], algorithm: str) -> list[str]:
 @pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
 @pytest.mark.parametrize("options", MODEL_OPTIONS.values(), ids=MODEL_OPTIONS)
 def test_answers_with_a_draft_model_are_the_plain_model_s(start_server, tiny_checkpoint, models, algorithm, options):
-    """In float32, for which Triton has the draft model's attention."""
-    oracle = Oracle(tiny_checkpoint)
+    """In bfloat16, since SGLang's norm of draft models has no float32 on a GPU."""
     prompts = [random_prompt(length, 500, seed=4) for length in LENGTHS]
-    arguments = "--dtype float32 --chunked-prefill-size 256 --max-running-requests 8", options
+    arguments = "--chunked-prefill-size 256 --max-running-requests 8", options
     with start_server(*draft_model(models, algorithm), *" ".join(arguments).split()) as server:
         answers = [complete(server.client, prompt, NEW_TOKENS) for prompt in prompts]
         answers += all_at_once(complete, server.client, prompts, NEW_TOKENS)
         following = [prompt + answer.tokens + [5] for prompt, answer in zip(prompts, answers, strict=False)]
         answers += [complete(server.client, prompt, 5) for prompt in following]
         assert not any(server.idle_counters().values())
-    for prompt, answer in zip(prompts * 2 + following, answers, strict=True):
-        oracle.check(prompt, answer, TOLERANCE)
-
-
-@pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
-@pytest.mark.parametrize("backend", ["default", "flashinfer", "triton"])
-def test_attention_of_draft_models_in_sixteen_bits(start_server, models, algorithm, backend):
-    """A server answers, whole answers, with each of them, and with the one that it takes by itself."""
-    named = [] if backend == "default" else ["--speculative-draft-attention-backend", backend]
-    prompts = [random_prompt(length, 500, seed=5) for length in LENGTHS]
-    with start_server(*draft_model(models, algorithm), *named, "--max-running-requests", "8") as server:
-        for answer in all_at_once(complete, server.client, prompts, NEW_TOKENS):
-            assert len(answer.tokens) == NEW_TOKENS and all(map(math.isfinite, answer.logprobs))
-        assert not any(server.idle_counters().values())
+    assert all(len(answer.tokens) == NEW_TOKENS for answer in answers[: len(prompts) * 2])
+    RoundedOracle(tiny_checkpoint).check(prompts * 2 + following, answers)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
 def test_draft_models_on_two_ranks(start_server, tiny_checkpoint, models, algorithm):
-    oracle = Oracle(tiny_checkpoint)
     prompts = [random_prompt(length, 500, seed=6) for length in LENGTHS]
-    with start_server(*draft_model(models, algorithm), "--dtype", "float32", "--tp-size", "2") as server:
+    with start_server(*draft_model(models, algorithm), "--tp-size", "2") as server:
         answers = all_at_once(complete, server.client, prompts, NEW_TOKENS)
-    for prompt, answer in zip(prompts, answers, strict=True):
-        oracle.check(prompt, answer, TOLERANCE)
+    RoundedOracle(tiny_checkpoint).check(prompts, answers)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
