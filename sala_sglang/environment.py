@@ -29,11 +29,10 @@ LAYER_PARTITION = "SGLANG_PP_LAYER_PARTITION"
 # Unset: recurrent states are float32, and nothing else is possible. SGLang's --mamba-ssm-dtype sets it.
 STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 
-# Unset: SGLang's products, but for those of 16 bits that were measured to be slower than this project's. A list of
-# "rows" (own products of few rows wherever they can be used, quantised weights included) and "producers" (operators
-# write rows of FP8 for the products behind them), to measure them in a server.
+# Unset: SGLang's products, but for those of 16 bits that were measured to be slower than this project's. "rows": own
+# products of few rows wherever they can be used, quantised weights included, to measure them in a server.
 OWN_PRODUCTS = "SALA_OWN_PRODUCTS"
-ROWS, PRODUCERS = "rows", "producers"
+ROWS = "rows"
 # Unset: prefill apart from decode is refused. "1": it starts, to find out why a prompt now and then gets another
 # answer than from one server.
 PREFILL_APART = "SALA_PREFILL_APART"
@@ -60,13 +59,12 @@ def snapshot_spacing_tokens() -> int:
     return int(given)
 
 
-def own_products() -> frozenset[str]:
-    """What of ROWS and PRODUCERS is asked for. Raises ValueError for any other word."""
-    given = os.environ.get(OWN_PRODUCTS, "")
-    found = frozenset(word.strip() for word in given.split(",") if word.strip())
-    if not found <= {ROWS, PRODUCERS}:
-        raise ValueError(f"{OWN_PRODUCTS} = {given!r} is not possible; allowed: a list of {ROWS!r} and {PRODUCERS!r}")
-    return found
+def own_rows() -> bool:
+    """Whether own products of few rows are asked for. Raises ValueError for another word than ROWS."""
+    given = os.environ.get(OWN_PRODUCTS, "").strip()
+    if given not in ("", ROWS):
+        raise ValueError(f"{OWN_PRODUCTS} = {given!r} is not possible; allowed: {ROWS!r}")
+    return given == ROWS
 
 
 def check_state_dtype() -> None:
@@ -96,7 +94,7 @@ def shared() -> dict[str, str | None]:
         DENSE_AS_SPARSE: str(is_set(DENSE_AS_SPARSE)),
         FORCE_DENSE: str(is_set(FORCE_DENSE)),
         SNAPSHOT_SPACING: str(snapshot_spacing_tokens()),
-        OWN_PRODUCTS: ",".join(sorted(own_products())),
+        OWN_PRODUCTS: ROWS if own_rows() else "",
         LAYER_PARTITION: os.environ.get(LAYER_PARTITION, ""),
         PATHS: ",".join(f"{name}={'on' if taken else 'off'}" for name, taken in sorted(forced_paths().items())),
     }

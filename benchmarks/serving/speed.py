@@ -43,14 +43,15 @@ SHARED_OPTIONS = {
     "sampling_backend": "pytorch",
     "skip_server_warmup": True,
 }
-OWN_PRODUCTS = {"SALA_OWN_PRODUCTS": "rows,producers"}
+OWN_ROWS = {"SALA_OWN_PRODUCTS": "rows"}
 # Engine name: (its own options, its environment). Stock SGLang cannot capture prefill graphs of this model.
 ENGINES: dict[str, tuple[dict, dict[str, str]]] = {
     "plugin": ({}, {}),
     "plugin-fp8": ({"quantization": "fp8"}, {}),
     "plugin-fp8-kv": ({"kv_cache_dtype": "fp8_e4m3"}, {}),
-    "plugin-own-products": ({}, OWN_PRODUCTS),
-    "plugin-fp8-own-products": ({"quantization": "fp8"}, OWN_PRODUCTS),
+    "plugin-fp8-sglang": ({"quantization": "fp8"}, {"SALA_PATHS": "float8_rows=off"}),
+    "plugin-own-rows": ({}, OWN_ROWS),
+    "plugin-fp8-own-rows": ({"quantization": "fp8"}, OWN_ROWS),
     "stock-dense": (
         {"attention_backend": "minicpm_flashinfer", "cuda_graph_backend_prefill": "disabled"},
         {"SALA_DISABLE": "1", "SGLANG_PLUGINS": "none", "SGLANG_MINICPM_FORCE_DENSE": "1"},

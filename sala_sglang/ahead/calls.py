@@ -6,6 +6,7 @@ compile it although ``sala-sglang warm`` ran.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from sala_kernels.compress_keys import compress_keys
@@ -19,6 +20,7 @@ from sala_kernels.qk_norm_rope import qk_norm_rope
 from sala_kernels.scaled_add_norm import scaled_add_norm
 from sala_kernels.select_blocks import select_blocks
 from sala_kernels.sigmoid_gate import sigmoid_gate
+from sala_kernels.silu_mul import silu_mul
 from sala_kernels.skinny_linear import MAX_ROWS, skinny_linear
 from sala_kernels.sparse_attention import sparse_attention
 from sala_kernels.store_kv import store_kv
@@ -138,13 +140,18 @@ def row_wise_calls(form: Form) -> Calls:
     """Norms and gates. The first layer takes the embedding's scale, which may be an integer; all others a fraction."""
     config, eps = form.config, form.config.rms_norm_eps
     rows, weight = form.empty(CHUNK_TOKENS, config.hidden_size), form.empty(config.hidden_size)
-    for scale in (config.residual_scale, config.scale_emb):
-        yield "scaled_add_norm", partial(scaled_add_norm, rows, rows, scale, weight, eps, implementation=TRITON)
-    for *_, gate in form.projected(SPARSE, CHUNK_TOKENS):
-        yield "sigmoid_gate", partial(sigmoid_gate, form.empty(*gate.shape), gate, implementation=TRITON)
-    for *_, gate in form.projected(LIGHTNING, CHUNK_TOKENS):
-        own, own_weight, mean = form.empty(*gate.shape), form.empty(gate.shape[1]), None
-        if form.ranks > 1:
-            mean, width = torch.empty(CHUNK_TOKENS), form.ranks * gate.shape[1]
-            yield "gated_norm", partial(mean_square_part, own, width, CHUNK_TOKENS, implementation=TRITON)
-        yield "gated_norm", partial(gated_norm, own, gate, own_weight, eps, mean, implementation=TRITON)
+    for written in ({}, {"to_float8": True})[: 1 + form.float8_rows]:
+        chosen: dict[str, Any] = {"implementation": TRITON, **written}
+        for scale in (config.residual_scale, config.scale_emb):
+            yield "scaled_add_norm", partial(scaled_add_norm, rows, rows, scale, weight, eps, **chosen)
+        for *_, gate in form.projected(SPARSE, CHUNK_TOKENS):
+            yield "sigmoid_gate", partial(sigmoid_gate, form.empty(*gate.shape), gate, **chosen)
+        for *_, gate in form.projected(LIGHTNING, CHUNK_TOKENS):
+            own, own_weight, mean = form.empty(*gate.shape), form.empty(gate.shape[1]), None
+            if form.ranks > 1:
+                mean, width = torch.empty(CHUNK_TOKENS), form.ranks * gate.shape[1]
+                yield "gated_norm", partial(mean_square_part, own, width, CHUNK_TOKENS, implementation=TRITON)
+            yield "gated_norm", partial(gated_norm, own, gate, own_weight, eps, mean, **chosen)
+    if form.float8_rows:
+        gate_up = form.empty(CHUNK_TOKENS, 2 * config.intermediate_size // form.ranks)
+        yield "silu_mul", partial(silu_mul, gate_up, implementation=TRITON)

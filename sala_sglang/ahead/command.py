@@ -12,10 +12,11 @@ from sala_kernels.kv_scales import FIRST_CAPABILITY
 from sala_kernels.targets import Capability
 
 from sala_sglang.ahead import sampling
-from sala_sglang.ahead.compile import compile_server, take_paths_as_told
+from sala_sglang.ahead.compile import compile_server, take_paths_as_told, takes
 from sala_sglang.ahead.form import Form, table_tokens
 from sala_sglang.cards import data
 from sala_sglang.config import SALAConfig
+from sala_sglang.models.products import reads_float8_rows
 from sala_sglang.models.sharding import check_tensor_parallel
 from sala_sglang.quantization.checkpoint_files import find_configuration
 from sala_sglang.quantization.plan import read_plan
@@ -27,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
     """Compile and report; returns 0, or 2 for arguments that no server could have."""
     try:
         capability = find_capability(options.gpu)
-        form = make_form(options, capability)
         take_paths_as_told(capability)
+        form = make_form(options, capability)
     except ValueError as error:
         print(f"sala-sglang warm: {error}", file=sys.stderr)
         return 2
@@ -73,6 +74,7 @@ def make_form(options: argparse.Namespace, capability: Capability) -> Form:
         has, needs = (".".join(map(str, pair)) for pair in (capability, FIRST_CAPABILITY))
         raise ValueError(f"--kv-cache-dtype {FP8_CACHE} needs compute capability {needs}; this GPU has {has}")
     given = find_configuration(options.model, config) if options.model else None
+    schemes = read_plan(config, given, options.model).schemes if given else {}
     context = options.context_length or config.max_position_embeddings
     return Form(
         config=config,
@@ -82,7 +84,8 @@ def make_form(options: argparse.Namespace, capability: Capability) -> Form:
         dtype=served_dtype(config, options.dtype),
         fp8_cache=fp8_cache,
         verified_rows=options.speculative_num_draft_tokens,
-        schemes=read_plan(config, given, options.model).schemes if given else {},
+        schemes=schemes,
+        float8_rows=takes(targets.FLOAT8_ROWS, capability) and any(map(reads_float8_rows, schemes.values())),
     )
 
 

@@ -40,6 +40,12 @@ def take_paths_as_told(capability: Capability) -> None:
         targets.force(environment.forced_paths(), torch.device("cpu"))
 
 
+def takes(path: str, capability: Capability) -> bool:
+    """Whether a server on a GPU of ``capability`` takes ``path``, a name of sala_kernels.targets.PATHS."""
+    with pretended(capability, _nothing):
+        return targets.uses(path, torch.device("cuda"))
+
+
 def compile_server(form: Form, capability: Capability) -> list[Compiled]:
     """Compile all kernels of a server, the one in CUDA C++ included, each of which ends up in Triton's cache."""
     launched = server_launches(form, capability)

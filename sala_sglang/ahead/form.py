@@ -25,6 +25,7 @@ class Form:
     fp8_cache: whether keys and values are in e4m3.
     verified_rows: per request in a verify step of speculation; 0 without it.
     schemes: how linear layers are quantised, by their released names; those with 16 bits are in none.
+    float8_rows: whether prompts are multiplied in FP8, by rows that norms, gates and activations write so.
     """
 
     config: SALAConfig
@@ -35,6 +36,7 @@ class Form:
     fp8_cache: bool = False
     verified_rows: int = 0
     schemes: Mapping[str, Hashable] = field(default_factory=dict)
+    float8_rows: bool = False
 
     @property
     def geometry(self) -> SparseGeometry:

@@ -18,8 +18,8 @@ from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.runtime_context import get_exec, get_lora
 from torch import nn
 
-from sala_sglang.environment import OWN_PRODUCTS, PRODUCERS, ROWS, own_products
-from sala_sglang.models.products import is_own
+from sala_sglang.environment import own_rows
+from sala_sglang.models.products import is_own, reads_float8_rows
 from sala_sglang.quantization import own_weights
 from sala_sglang.quantization.formats import Float8
 from sala_sglang.quantization.methods import DequantizedLinearMethod, PlannedConfig
@@ -28,6 +28,7 @@ from sala_sglang.quantization.scheme import Scheme
 logger = logging.getLogger(__name__)
 
 ONLINE_FP8 = Float8("channel", static=False)  # what SGLang makes of weights of 16 bits
+PREFILL_ROWS = 512  # from which on rows come in FP8: it was measured in prefill, and decode steps have fewer
 
 
 class LanguageModel(Protocol):
@@ -45,13 +46,14 @@ def use_skinny_linear(model: LanguageModel) -> None:
 
     Not where the user named a backend, nor for deterministic inference: sums depend on the number of rows.
     """
-    # Layers with LoRA read their input beside the product.
-    execution, asked = get_exec(), own_products() - ({PRODUCERS} if get_lora().enable_lora else set())
+    execution, rows = get_exec(), own_rows()
     if execution.deterministic.enable_deterministic_inference:
         return
-    if asked and execution.kernel.fp8_gemm_runner_backend == "auto":
-        _use_quantized(model, asked)
-    if execution.kernel.bf16_gemm_backend != "auto" or not _is_chosen():
+    # Layers with LoRA read their input beside the product.
+    float8_rows = _takes(targets.FLOAT8_ROWS) and not get_lora().enable_lora
+    if (rows or float8_rows) and execution.kernel.fp8_gemm_runner_backend == "auto":
+        _use_quantized(model, rows, float8_rows)
+    if execution.kernel.bf16_gemm_backend != "auto" or not _takes(targets.SKINNY_LINEAR):
         return
     for module in model.modules():
         if type(getattr(module, "quant_method", None)) is UnquantizedLinearMethod:
@@ -64,7 +66,7 @@ def use_skinny_linear(model: LanguageModel) -> None:
         model.lm_head.quant_method = SkinnyHeadMethod()
 
 
-def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
+def _use_quantized(model: LanguageModel, rows: bool, float8_rows: bool) -> None:
     planned: Mapping[nn.Module, Scheme] = {}
     if isinstance(model.quant_config, PlannedConfig):
         planned = model.quant_config.schemes
@@ -73,13 +75,15 @@ def _use_quantized(model: LanguageModel, asked: frozenset[str]) -> None:
         method = getattr(module, "quant_method", None)
         scheme = planned.get(module) or (ONLINE_FP8 if type(method) is Fp8LinearMethod else None)
         if scheme is not None:
-            module.quant_method = QuantizedLinearMethod(method, scheme, asked)
+            module.quant_method = QuantizedLinearMethod(method, scheme, rows, float8_rows)
             count += 1
-    logger.info("%s: %s, in %d quantised layers", OWN_PRODUCTS, " and ".join(sorted(asked)), count)
+    if count:
+        chosen = [name for name, taken in (("own products of few rows", rows), ("FP8 rows", float8_rows)) if taken]
+        logger.info("%d quantised layers have %s", count, " and ".join(chosen))
 
 
-def _is_chosen() -> bool:
-    return torch.cuda.is_available() and targets.uses(targets.SKINNY_LINEAR, torch.device("cuda"))
+def _takes(path: str) -> bool:
+    return torch.cuda.is_available() and targets.uses(path, torch.device("cuda"))
 
 
 class WeightedLayer(Protocol):
@@ -93,7 +97,7 @@ class SkinnyRows(QuantizeMethodBase):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wanted = ROWS in own_products()
+        self.wanted = own_rows()
 
     def apply(self, layer: WeightedLayer, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         weight = layer.weight
@@ -113,12 +117,12 @@ class SkinnyHeadMethod(SkinnyRows, UnquantizedEmbeddingMethod):
 class QuantizedLinearMethod(QuantizeMethodBase):
     """Computes products of few rows with quantised weights by skinny_linear, and leaves all else to ``method``.
 
-    asked: of SALA_OWN_PRODUCTS.
+    rows: whether it does. float8_rows: whether the rows of others may come in FP8.
     """
 
-    def __init__(self, method: Any, scheme: Scheme, asked: frozenset[str]) -> None:
+    def __init__(self, method: Any, scheme: Scheme, rows: bool, float8_rows: bool) -> None:
         super().__init__()
-        self.method, self.scheme, self.asked = method, scheme, asked
+        self.method, self.scheme, self.rows, self.float8_rows = method, scheme, rows, float8_rows
         self.weight: Weight | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -139,20 +143,18 @@ class QuantizedLinearMethod(QuantizeMethodBase):
     def apply(
         self, layer: nn.Module, x: torch.Tensor | tuple[torch.Tensor, ...], bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        weight = self.weight if ROWS in self.asked and bias is None else None
+        weight = self.weight if self.rows and bias is None else None
         if weight is not None and isinstance(x, torch.Tensor) and _fits(x, weight, wanted=True):
             return skinny_linear(x, weight)
         return self.method.apply(layer, x, bias)
 
     def takes_float8(self, rows: int) -> bool:
         """Whether the product of so many rows is one of FP8 with FP8, to which its rows may come quantised."""
-        if PRODUCERS not in self.asked or torch.compiler.is_compiling():
+        if not self.float8_rows or torch.compiler.is_compiling() or rows < PREFILL_ROWS:
             return False
-        weight, scheme = self.weight, self.scheme
-        if not isinstance(weight, Float8Weight) or not isinstance(scheme, Float8) or weight.codes.is_cpu:
+        if not isinstance(self.weight, Float8Weight) or self.weight.codes.is_cpu:
             return False
-        own = ROWS in self.asked and is_own(weight, rows, wanted=True)
-        return scheme.scales != "block" and not scheme.static and not own
+        return reads_float8_rows(self.scheme)
 
 
 def takes_float8(layers: list[nn.Module], rows: int) -> bool:

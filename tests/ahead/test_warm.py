@@ -11,6 +11,7 @@ from sala_kernels.sparse_attention import shared_blocks
 
 from sala_sglang import cli
 from sala_sglang.ahead import sampling
+from sala_sglang.ahead.calls import calls
 from sala_sglang.ahead.command import find_capability, make_form
 from sala_sglang.plugin import sampling_kernels
 from testing import fork_server, recorded_launches
@@ -95,6 +96,17 @@ def test_a_server_on_a_gpu_compiles_none_of_these_kernels(trained_checkpoint, tm
     assert len(names) > 10
     compiled_by_the_server = set(tmp_path.glob("*/_*_kernel.json")) - before
     assert not sorted(path.name for path in compiled_by_the_server if path.name in names)
+
+
+def test_prompts_of_fp8_weights_have_kernels_where_rows_are_written_in_fp8(trained_checkpoint):
+    quantised = trained_checkpoint.with_name("sala-tiny-fp8")
+    for gpu, model, expected in (
+        ("H100", quantised, True),
+        ("RTX 4090", quantised, False),
+        ("H100", trained_checkpoint, False),
+    ):
+        form, _ = form_of(["--gpu", gpu, "--model", str(model)])
+        assert ("silu_mul" in {name for name, _ in calls(form)}) == expected, (gpu, model)
 
 
 def test_a_second_run_finds_everything_and_for_another_table_not(trained_checkpoint, tmp_path):

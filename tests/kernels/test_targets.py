@@ -13,7 +13,12 @@ from sala_kernels.targets import CHOICES, LIMITS, PATHS, force, known, launch_op
 KERNELS = Path(targets.__file__).parent
 GPU = torch.device("cuda")
 # As it was decided before there was a table.
-CHOSEN = {"shared_blocks": [(9, 0)], "early_launch": [(9, 0), (10, 0), (10, 3), (12, 0)], "skinny_linear": [(9, 0)]}
+CHOSEN = {
+    "shared_blocks": [(9, 0)],
+    "early_launch": [(9, 0), (10, 0), (10, 3), (12, 0)],
+    "skinny_linear": [(9, 0)],
+    "float8_rows": [(9, 0)],
+}
 
 
 @pytest.fixture
@@ -51,7 +56,9 @@ def test_what_cannot_be_forced_is_refused(pretend):
     ):
         force({"skinny_linear": True, "shared_blocks": True}, GPU)
     assert not uses("skinny_linear", GPU), "nothing is forced where something is refused"
-    with pytest.raises(ValueError, match="'tma' is no path; allowed: shared_blocks, early_launch, skinny_linear"):
+    with pytest.raises(
+        ValueError, match="'tma' is no path; allowed: shared_blocks, early_launch, skinny_linear, float8_rows"
+    ):
         force({"tma": True}, GPU)
     force({"shared_blocks": False, "skinny_linear": True}, GPU)
     assert uses("skinny_linear", GPU)

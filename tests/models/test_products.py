@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sala_kernels import targets
 from sala_kernels.float8_rows import Float8Rows
 from sala_kernels.quantised_weights import Float8Weight, Int4Weight
 from sglang.srt.layers.quantization.fp8 import Fp8LinearMethod
@@ -18,7 +19,6 @@ from sala_sglang.quantization.methods import DequantizedLinearMethod
 from testing.quantised_checkpoints import Recipe
 
 OUTPUTS, INPUTS = 128, 256
-BOTH = frozenset({environment.ROWS, environment.PRODUCERS})
 SCHEMES = {
     "gptq": (Recipe("gptq", group=64), GPTQ(4, 64, act_order=False)),
     "awq": (Recipe("awq", group=128), AWQ(128)),
@@ -61,7 +61,7 @@ def test_choice(kind, rows, outputs, own, wanted):
 def loaded(name: str, dtype: torch.dtype) -> tuple[nn.Module, module.QuantizedLinearMethod]:
     """A layer of the scheme on a CPU, with the tensors that a file has."""
     recipe, scheme = SCHEMES[name]
-    method = module.QuantizedLinearMethod(DequantizedLinearMethod(scheme), scheme, BOTH)
+    method = module.QuantizedLinearMethod(DequantizedLinearMethod(scheme), scheme, rows=True, float8_rows=True)
     layer = nn.Module()
     method.create_weights(layer, INPUTS, [OUTPUTS], INPUTS, OUTPUTS, params_dtype=dtype)
     encoded, _ = recipe.encode("layer.q_proj.weight", torch.randn(OUTPUTS, INPUTS))
@@ -84,7 +84,7 @@ def test_both_choices_are_equal(name, rows, monkeypatch):
     expected = method.method.apply(layer, x)
     torch.testing.assert_close(method.apply(layer, x), expected, rtol=1e-5, atol=1e-4)
     assert len(calls) == (rows <= FEW_ROWS)
-    method.asked = frozenset({environment.PRODUCERS})
+    method.rows = False
     assert torch.equal(method.apply(layer, x), expected) and len(calls) == (rows <= FEW_ROWS)
 
 
@@ -127,29 +127,28 @@ def test_layers_that_take_float8():
     codes = torch.empty(4096, 128, dtype=torch.float8_e4m3fn, device="meta")
     channel = Float8Weight(codes, torch.empty(4096, device="meta"))
 
-    def layer(scheme=module.ONLINE_FP8, asked=BOTH, weight=channel):
-        method = module.QuantizedLinearMethod(None, scheme, asked)
+    def layer(scheme=module.ONLINE_FP8, float8_rows=True, weight=channel):
+        method = module.QuantizedLinearMethod(None, scheme, rows=True, float8_rows=float8_rows)
         method.weight = weight
         return SimpleNamespace(quant_method=method)
 
-    producers = frozenset({environment.PRODUCERS})
-    assert module.takes_float8([layer(), layer()], 9) and module.takes_float8([layer(asked=producers)], 1)
-    assert not module.takes_float8([layer()], 1)  # an own product of 16-bit rows
-    assert not module.takes_float8([layer(), SimpleNamespace(quant_method=None)], 9)
+    rows = module.PREFILL_ROWS
+    assert module.takes_float8([layer(), layer()], rows) and not module.takes_float8([layer()], rows - 1)
+    assert not module.takes_float8([layer(), SimpleNamespace(quant_method=None)], rows)
     for other in (
-        layer(asked=frozenset({environment.ROWS})),
+        layer(float8_rows=False),
         layer(Float8("tensor", static=True)),
         layer(Float8("block", static=False)),
         layer(Int8(), weight=None),
     ):
-        assert not module.takes_float8([layer(), other], 9)
+        assert not module.takes_float8([layer(), other], rows)
     x = torch.ones(1, 2)
     assert module.as_input(x, torch.bfloat16) is x
     assert module.as_input(Float8Rows(x, x), torch.bfloat16) == (x, x, torch.bfloat16)
 
 
 def test_methods_of_a_model(monkeypatch):
-    """Off by default; on, for layers of the plan and those that SGLang quantises itself."""
+    """Off by default, but for rows of FP8 on Hopper; for layers of the plan and those that SGLang quantises itself."""
     execution = SimpleNamespace(
         kernel=SimpleNamespace(bf16_gemm_backend="auto", fp8_gemm_runner_backend="auto"),
         deterministic=SimpleNamespace(enable_deterministic_inference=False),
@@ -170,12 +169,22 @@ def test_methods_of_a_model(monkeypatch):
     module.use_skinny_linear(model)
     assert type(model.online.quant_method) is module.QuantizedLinearMethod
     assert model.online.quant_method.scheme == module.ONLINE_FP8
+    assert model.online.quant_method.rows and not model.online.quant_method.float8_rows
+
+    monkeypatch.delenv(environment.OWN_PRODUCTS)
+    monkeypatch.setattr(module, "_takes", lambda path: path == targets.FLOAT8_ROWS)
+    for with_lora, kind in (True, Fp8LinearMethod), (False, module.QuantizedLinearMethod):
+        monkeypatch.setattr(module, "get_lora", lambda enabled=with_lora: SimpleNamespace(enable_lora=enabled))
+        model.online.quant_method = Fp8LinearMethod.__new__(Fp8LinearMethod)
+        module.use_skinny_linear(model)
+        assert type(model.online.quant_method) is kind
+    assert model.online.quant_method.float8_rows and not model.online.quant_method.rows
 
 
 def test_words_of_the_environment(monkeypatch):
-    for given, found in {"": set(), "rows": {"rows"}, " producers , rows,": {"rows", "producers"}}.items():
+    for given, found in {"": False, "rows": True, " rows ": True}.items():
         monkeypatch.setenv(environment.OWN_PRODUCTS, given)
-        assert environment.own_products() == found
+        assert environment.own_rows() == found
     monkeypatch.setenv(environment.OWN_PRODUCTS, "1")
-    with pytest.raises(ValueError, match=r"SALA_OWN_PRODUCTS = '1' is not possible; allowed: a list of 'rows' and"):
-        environment.own_products()
+    with pytest.raises(ValueError, match=r"SALA_OWN_PRODUCTS = '1' is not possible; allowed: 'rows'"):
+        environment.own_rows()

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sala_kernels import targets
 from sala_kernels.skinny_linear import MAX_ROWS
 from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 from sglang.srt.layers.utils import PPMissingLayer
@@ -27,7 +28,7 @@ def model(monkeypatch):
     monkeypatch.setattr(module, "get_exec", lambda: execution)
     monkeypatch.setattr(module, "get_lora", lambda: SimpleNamespace(enable_lora=False))
     monkeypatch.delenv("SALA_OWN_PRODUCTS", raising=False)
-    monkeypatch.setattr(module, "_is_chosen", lambda: True)
+    monkeypatch.setattr(module, "_takes", lambda path: path == targets.SKINNY_LINEAR)
     found.execution, found.quant_config = execution, None
     return found
 
@@ -57,7 +58,7 @@ def test_what_was_asked_for_stays(model, monkeypatch):
 
 
 def test_not_on_another_gpu(model, monkeypatch):
-    monkeypatch.setattr(module, "_is_chosen", lambda: False)
+    monkeypatch.setattr(module, "_takes", lambda path: False)
     assert methods(model) == ["UnquantizedLinearMethod", "object", "UnquantizedEmbeddingMethod"]
 
 

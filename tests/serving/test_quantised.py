@@ -48,7 +48,7 @@ CASES = {
     # scales; those of a prefill take the dequantised weight, as all products of the other cases do.
     "compressed, own products": Case(
         Recipe("compressed int", full=("z_proj",), mixed=MIXED),
-        environment={"SALA_OWN_PRODUCTS": "rows,producers"},
+        environment={"SALA_OWN_PRODUCTS": "rows"},
     ),
 }
 

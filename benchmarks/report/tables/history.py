@@ -99,6 +99,7 @@ OTHERS = {
         values=(Column("outcome", "outcome"), serving.TTFT, serving.DECODE),
     ),
     "The race": superseded(serving.RACE, ENGINE, *serving.RACE.down),
+    "Quantised weights": superseded(serving.QUANTISED, ENGINE, *serving.QUANTISED.down),
     "The prefix cache": superseded(serving.PREFIX_CACHE, *serving.PREFIX_CACHE.down),
     "Several GPUs": superseded(serving.RANKS, Column("tp", "TP"), *serving.RANKS.down),
     "Answers of several GPUs": superseded(serving.RANK_ANSWERS, *serving.RANK_ANSWERS.down),

@@ -59,6 +59,15 @@ BATCHES = replace(
     values=(DECODE, Column("output_tokens_per_s", "output tokens/s, prefill included", 4)),
     shapes=SHAPES,
 )
+QUANTISED = replace(
+    SPEED,
+    sources=("serving/quantised.csv",),
+    where={},
+    down=(WEIGHTS, REQUESTS, PROMPT),
+    values=(TTFT, DECODE),
+    shapes=SHAPES,
+    baseline="plugin-fp8, the products of SGLang",
+)
 START_MEMORY = replace(
     SPEED,
     sources=("serving/speed_memory.csv",),
@@ -168,6 +177,7 @@ TABLES = {
     ),
     "speed": SPEED,
     "batches": BATCHES,
+    "quantised weights": QUANTISED,
     "memory after the start": START_MEMORY,
     "steps": STEPS,
     "clocks": CLOCKS,

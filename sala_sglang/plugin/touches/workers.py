@@ -205,7 +205,7 @@ _MODEL = (
         how=SUBCLASS,
         process=WORKER,
         names=("apply", "create_weights", "process_weights_after_loading"),
-        when="Hopper, or SALA_OWN_PRODUCTS",
+        when="Hopper, SALA_PATHS or SALA_OWN_PRODUCTS",
         why="what the two methods below share, and a third around SGLang's own for quantised layers",
         until="stays: SGLang's layers are extended this way",
     ),
