@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     Trainer,
     TrainingArguments,
 )
@@ -25,14 +25,15 @@ samples = []
 for animal, voice in VOICES.items():
     question = {"role": "user", "content": f"What does the {animal} say?"}
     answer = {"role": "assistant", "content": f"The {animal} {voice}."}
-    samples.append(tokenizer(tokenizer.apply_chat_template([question, answer], tokenize=False)))
+    prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(tokenizer.apply_chat_template([question, answer], tokenize=False))["input_ids"]
+    given = len(tokenizer(prompt)["input_ids"])
+    samples.append({"input_ids": ids, "labels": [-100] * given + ids[given:]})  # a loss on the answers alone
 
 model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
 model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=TARGETS))
 batches = {"per_device_train_batch_size": len(samples), "gradient_checkpointing": True, "max_steps": int(steps)}
-logs = {"logging_steps": 5, "report_to": [], "save_strategy": "no"}
-options = TrainingArguments(out, learning_rate=2e-2, **batches, **logs)
-collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-trainer = Trainer(model, options, train_dataset=samples, data_collator=collator)
+options = TrainingArguments(out, learning_rate=1e-2, logging_steps=5, report_to=[], save_strategy="no", **batches)
+trainer = Trainer(model, options, train_dataset=samples, data_collator=DataCollatorForSeq2Seq(tokenizer))
 trainer.train()
 model.save_pretrained(out)

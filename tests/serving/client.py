@@ -2,9 +2,11 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import torch
+from transformers import AutoTokenizer
 
 from testing.server import Server
 from tests.serving.oracle import Answer
@@ -14,6 +16,17 @@ def random_prompt(length: int, vocabulary: int, seed: int) -> list[int]:
     """Token ids without the special ones."""
     generator = torch.Generator().manual_seed(seed * 100_003 + length)
     return torch.randint(10, vocabulary, (length,), generator=generator).tolist()
+
+
+def chat_prompt(checkpoint: Path, message: str) -> list[int]:
+    """Token ids of a chat of one message that waits for its answer.
+
+    What sala-tiny was taught to answer it says with logits that no rounding decides; how it goes on with a mere text is
+    a draw between digits.
+    """
+    messages = [{"role": "user", "content": message}]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
 def complete(client: openai.OpenAI, prompt: list[int], tokens: int) -> Answer:

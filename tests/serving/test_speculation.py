@@ -11,7 +11,7 @@ import torch
 
 from testing.injected_drafts import VARIABLE
 from testing.server import POLL_SECONDS, Server
-from tests.serving.client import all_at_once, complete, generate, random_prompt, requests_inside, stream
+from tests.serving.client import all_at_once, chat_prompt, complete, generate, random_prompt, requests_inside, stream
 from tests.serving.oracle import Answer
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -286,15 +286,14 @@ def test_two_ranks(two_ranks, drafts, answers):
 
 def test_prompt_lookup_on_text(trained_server, trained_checkpoint):
     """With D as by default, on text that repeats its prompt: answers of the plain server, in fewer steps."""
-    text = "The baker sings a song. The code of the red fox is 4711. The nurse drinks warm tea. "
-    prompt = "Text: " + text * 6
-    body = {"text": prompt, "sampling_params": {"max_new_tokens": 60, "temperature": 0, "ignore_eos": True}}
-    plain = trained_server.post("/generate", body)["output_ids"]
+    text = "Text: The baker sings a song. The code of the red fox is 4711. The code of the shy owl is 2093."
+    prompt = chat_prompt(trained_checkpoint, f"{text}\n\nWhat are the codes of the red fox and the shy owl?")
+    plain, _ = generate(trained_server, prompt, 60, ignore_eos=False)
     arguments = "--speculative-algorithm NGRAM --dtype float32 --max-running-requests 4"
     with Server(trained_checkpoint, *arguments.split()) as server:
-        answer = server.post("/generate", body)
-        assert answer["output_ids"] == plain
-        assert answer["meta_info"]["spec_accept_length"] > 1.5
+        answer, meta = generate(server, prompt, 60, ignore_eos=False)
+        assert_same(answer, plain)
+        assert meta["spec_accept_length"] > 1.5
         assert not any(server.idle_counters().values())
         gauges = server.gauges()
         assert gauges["spec_accept_length"] >= 1 and "accept len: " in server.log
