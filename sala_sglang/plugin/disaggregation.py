@@ -10,20 +10,19 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from sala_sglang import __version__, environment
+from sala_sglang import __version__
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin.fingerprint import digest, facts
 
 logger = logging.getLogger(__name__)
 
-BACKENDS, CPU_BACKENDS = ("mooncake", "mooncake_tcp", "nixl"), ("mooncake", "mooncake_tcp")
-NOT_EXACT = (
-    "now and then a prompt got another answer from two servers than from one, and it is not known why; "
-    f"{environment.PREFILL_APART}=1 starts it all the same"
-)
-_BACKEND = "disaggregation_transfer_backend"
 # (field, the values that work, what is missing for the others), where prefill and decode are apart.
 LIMITS = (
+    (
+        "disaggregation_transfer_backend",
+        ("mooncake", "mooncake_tcp"),
+        "nixl was not tried, the others move nothing, or are written for other hardware",
+    ),
     ("speculative_algorithm", (None,), "drafts were not tried with prompts of another server"),
     ("enable_lora", (None, False), "adapters were not tried with prompts of another server"),
     ("lora_paths", (None,), "adapters were not tried with prompts of another server"),
@@ -34,15 +33,9 @@ LIMITS = (
 )
 
 
-def argument_limits(mode: str, device: str) -> tuple[tuple[str, tuple, str], ...]:
+def argument_limits(mode: str) -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others) for ServerArgs with this mode."""
-    if mode == "null":
-        return ()
-    if not environment.is_set(environment.PREFILL_APART):
-        return (("disaggregation_mode", ("null",), NOT_EXACT),)
-    backends = CPU_BACKENDS if device == "cpu" else BACKENDS
-    reason = "the others move nothing, or are written for other hardware"
-    return (_BACKEND, backends, reason), *LIMITS
+    return () if mode == "null" else LIMITS
 
 
 def defaults(mode: str) -> dict[str, Any]:
