@@ -33,9 +33,6 @@ STATE_DTYPE = "SGLANG_MAMBA_SSM_DTYPE"
 # products of few rows wherever they can be used, quantised weights included, to measure them in a server.
 OWN_PRODUCTS = "SALA_OWN_PRODUCTS"
 ROWS = "rows"
-# Unset: prefill apart from decode is refused. "1": it starts, to find out why a prompt now and then gets another
-# answer than from one server.
-PREFILL_APART = "SALA_PREFILL_APART"
 # Unset: a GPU takes the paths that were measured on its generation. "NAME=on,NAME=off", the names of
 # sala_kernels.targets.PATHS: takes or leaves them, so that tests and benchmarks on one GPU can run each of them.
 PATHS = "SALA_PATHS"

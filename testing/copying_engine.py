@@ -6,13 +6,18 @@ this file again as their main module, and with it the engine; whoever imports on
 """
 
 import ctypes
+import os
 import runpy
 import socket
 import struct
 import sys
 import threading
+import time
 import types
 
+# Seconds between the call of a transfer and its first read: what has to stay as it was meanwhile, and does not, shows.
+DELAY_VARIABLE = "COPYING_ENGINE_DELAY"
+DELAY_SECONDS = float(os.environ.get(DELAY_VARIABLE, "0"))
 FAILED = -1
 _LENGTH = struct.Struct("!Q")
 
@@ -51,6 +56,7 @@ class TransferEngine:
         """Copy ``lengths`` bytes each to the memory of the engine that listens at ``session``, host:port."""
         if not all(map(self._is_registered, sources, lengths)):
             return FAILED
+        time.sleep(DELAY_SECONDS)
         try:
             peer = self._connection(session)
             peer.sendall(_LENGTH.pack(len(targets)))

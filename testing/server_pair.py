@@ -29,7 +29,6 @@ class ServerPair:
         program: tuple[str, ...] = COPYING_ENGINE,
     ):
         self._meeting = Port()
-        environment = {"SALA_PREFILL_APART": "1"} | (environment or {})
         meet = "--disaggregation-bootstrap-port", str(self._meeting.number)
         self.prefill, self.decode = (
             Server(

@@ -1,7 +1,7 @@
 """What prefill apart from decode costs a single request: times to the first token beside one server, as CSV rows.
 
     sala-sglang make-checkpoint --preset full --out DIR
-    python -m benchmarks.serving.apart --model DIR --backends mooncake_tcp nixl \\
+    python -m benchmarks.serving.apart --model DIR --backends mooncake_tcp \\
         --output benchmarks/results/serving/apart.csv
 
 From the root of the repository, on two GPUs of one host. First one server answers on the first GPU, then for each

@@ -10,20 +10,19 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from sala_sglang import __version__, environment
+from sala_sglang import __version__
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin.fingerprint import digest, facts
 
 logger = logging.getLogger(__name__)
 
-BACKENDS, CPU_BACKENDS = ("mooncake", "mooncake_tcp", "nixl"), ("mooncake", "mooncake_tcp")
-NOT_EXACT = (
-    "now and then a prompt got another answer from two servers than from one, and it is not known why; "
-    f"{environment.PREFILL_APART}=1 starts it all the same"
-)
-_BACKEND = "disaggregation_transfer_backend"
 # (field, the values that work, what is missing for the others), where prefill and decode are apart.
 LIMITS = (
+    (
+        "disaggregation_transfer_backend",
+        ("mooncake", "mooncake_tcp"),
+        "nixl was not tried, the others move nothing, or are written for other hardware",
+    ),
     ("speculative_algorithm", (None,), "drafts were not tried with prompts of another server"),
     ("enable_lora", (None, False), "adapters were not tried with prompts of another server"),
     ("lora_paths", (None,), "adapters were not tried with prompts of another server"),
@@ -34,15 +33,9 @@ LIMITS = (
 )
 
 
-def argument_limits(mode: str, device: str) -> tuple[tuple[str, tuple, str], ...]:
+def argument_limits(mode: str) -> tuple[tuple[str, tuple, str], ...]:
     """(field, the values that work, what is missing for the others) for ServerArgs with this mode."""
-    if mode == "null":
-        return ()
-    if not environment.is_set(environment.PREFILL_APART):
-        return (("disaggregation_mode", ("null",), NOT_EXACT),)
-    backends = CPU_BACKENDS if device == "cpu" else BACKENDS
-    reason = "the others move nothing, or are written for other hardware"
-    return (_BACKEND, backends, reason), *LIMITS
+    return () if mode == "null" else LIMITS
 
 
 def defaults(mode: str) -> dict[str, Any]:
@@ -58,7 +51,7 @@ def defaults(mode: str) -> dict[str, Any]:
 def hooks(config: SALAConfig, mode: str) -> dict[str, Callable]:
     """SGLang's functions and what runs around them on a server of this mode."""
     layout = {f"sglang.srt.disaggregation.{mode}.get_pd_kv_layout": Layout(config).name}
-    return layout | DECODE_HOOKS if mode == "decode" else layout
+    return layout | (DECODE_HOOKS if mode == "decode" else PREFILL_HOOKS)
 
 
 class Layout:
@@ -87,6 +80,24 @@ def refuse_other_layout(original: Callable, manager: Any, address: str) -> bool:
             *(address, error),
         )
         return False
+
+
+def send_pages_that_stay(
+    original: Callable, scheduler: Any, request: Any, last_chunk: bool = False, end_idx: int | None = None
+) -> None:
+    """Hand pages of a prompt that is not finished to the sender as far as they are locked in the prefix cache.
+
+    Threads read them later, and pages behind those may be others by then. When a snapshot is inserted, pages whose
+    tokens the cache knows already are freed as duplicates, and the next chunk may take them: that happens where
+    prompts part, as a dense and a sparse one do, or were computed at the same time. The last chunk is sent after the
+    prompt has been inserted, and nothing of it is inserted or freed again before all has been read.
+
+    end_idx: tokens that are computed; unset, all of the chunk.
+    """
+    if not last_chunk and scheduler.tree_cache.supports_prefix_sharing():
+        computed = min(request.extend_end, len(request.origin_input_ids)) if end_idx is None else end_idx
+        end_idx = min(computed, request.kv.cache_protected_len)
+    original(scheduler, request, last_chunk=last_chunk, end_idx=end_idx)
 
 
 def compress_keys_of_arrived(original: Callable, scheduler: Any, running_batch: Any) -> Any:
@@ -142,7 +153,10 @@ def end_instead_of_second_prefill(original: Callable, queue: Any, request: Any) 
     queue.scheduler.output_streamer.stream_output([request], request.return_logprob)
 
 
-# SGLang's functions and what runs around them on a server that decodes.
+# SGLang's functions and what runs around them on a server that prefills, and on one that decodes.
+PREFILL_HOOKS: dict[str, Callable] = {
+    "sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin.send_kv_chunk": send_pages_that_stay
+}
 _DECODE = "sglang.srt.disaggregation.decode"
 DECODE_HOOKS: dict[str, Callable] = {
     f"{_DECODE}.SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch": compress_keys_of_arrived,

@@ -159,7 +159,7 @@ def check_arguments(server_args: Any, config: SALAConfig, model: Any) -> None:
     check_limits(found, speculation.argument_limits(found))
     cache = found("enable_hierarchical_cache"), device, found("hicache_storage_backend")
     check_limits(found, hierarchical_cache.argument_limits(*cache))
-    check_limits(found, disaggregation.argument_limits(found("disaggregation_mode"), device))
+    check_limits(found, disaggregation.argument_limits(found("disaggregation_mode")))
     if found("dp_size") > 1:
         check_limits(found, [("nccl_port", (None,), "with dp_size above 1 every replica needs a port of its own")])
     if quantization.is_planned(model):

@@ -29,6 +29,20 @@ DISAGGREGATION = (
         "tests/serving/test_disaggregation.py::test_answers_are_those_of_one_server",
     ),
     Mistake(
+        "disaggregation: pages are sent that the prefix cache may still give back",
+        _PLUGIN,
+        "end_idx = min(computed, request.kv.cache_protected_len)",
+        "end_idx = computed",
+        "tests/plugin/test_sent_pages.py::test_pages_on_their_way_are_never_given_back",
+    ),
+    Mistake(
+        "disaggregation: without a prefix cache nothing is sent before the last chunk",
+        _PLUGIN,
+        "if not last_chunk and scheduler.tree_cache.supports_prefix_sharing():",
+        "if not last_chunk:",
+        "tests/plugin/test_sent_pages.py::test_without_a_prefix_cache_chunks_are_sent_at_once",
+    ),
+    Mistake(
         "disaggregation: states of requests that arrive are not counted",
         _PLUGIN,
         "schedule.max_running_requests + get_disagg().disaggregation_decode_extra_slots",

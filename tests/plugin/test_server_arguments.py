@@ -32,7 +32,7 @@ REFUSED = {
     "--kv-cache-dtype nvfp4": "'auto', 'bfloat16', 'bf16', 'fp8_e4m3'",
     "--kv-cache-dtype bf16 --dtype float32": "'auto', 'fp8_e4m3'",
     "--quantization-param-path scales.json --kv-cache-dtype fp8_e4m3": "None",
-    "--disaggregation-transfer-backend nixl --disaggregation-mode prefill": "'mooncake', 'mooncake_tcp'",  # on a CPU
+    "--disaggregation-transfer-backend nixl --disaggregation-mode prefill": "'mooncake', 'mooncake_tcp'",
     "--disaggregation-transfer-backend fake --disaggregation-mode decode": "'mooncake', 'mooncake_tcp'",
     "--pp-size 2 --disaggregation-mode prefill": "1",
     "--tp-size 2 --disaggregation-mode decode": "1",
@@ -104,7 +104,7 @@ def test_published_lines_and_defaults_reach_our_backend(served):
 
 @pytest.fixture(scope="module")
 def refusals(served) -> dict[str, str]:
-    results = resolve([f"{served} {arguments}" for arguments in REFUSED], SALA_PREFILL_APART="1")
+    results = resolve([f"{served} {arguments}" for arguments in REFUSED])
     return {arguments: found.get("error", "no error") for arguments, found in zip(REFUSED, results, strict=True)}
 
 
@@ -114,11 +114,6 @@ def test_arguments_that_cannot_be_served_are_refused(refusals, arguments):
     value = "True" if value.startswith("--") else value.strip("{}").split(":")[0].replace('"', "'")
     error = refusals[arguments]
     assert field[2:].replace("-", "_") in error and value in error and f"allowed: {REFUSED[arguments]}" in error
-
-
-def test_prefill_apart_from_decode_is_refused_unless_a_variable_says_otherwise(served):
-    (found,) = resolve([f"{served} --disaggregation-mode decode"])
-    assert "disaggregation_mode = 'decode'" in found["error"] and "allowed: 'null'" in found["error"]
 
 
 def test_prefill_graphs_are_short_unless_the_user_names_a_size(served):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from testing.copying_engine import DELAY_VARIABLE
 from testing.server_pair import ServerPair
 from tests.serving.client import all_at_once, generate, random_prompt
 from tests.serving.oracle import Oracle
@@ -40,11 +41,17 @@ def oracle(trained_checkpoint) -> Oracle:
     return Oracle(trained_checkpoint)
 
 
-@pytest.fixture(scope="module", params=["decode keeps nothing", "decode keeps prefixes"])
+# Pairs of servers: what the one that decodes is told beside DECODE, and seconds before a transfer reads its pages. The
+# others are as fast as they can be, so that requests are aborted and retracted in other moments.
+PAIRS = {"decode keeps nothing, transfers are slow": ("", "0.3"), "decode keeps prefixes": (KEEPS, "0")}
+
+
+@pytest.fixture(scope="module", params=list(PAIRS.values()), ids=list(PAIRS))
 def pair(request, trained_checkpoint):
-    decode = DECODE if request.param == "decode keeps nothing" else f"{DECODE} {KEEPS}"
-    with ServerPair(trained_checkpoint, *ARGUMENTS.split(), decode=decode.split(), environment=ENVIRONMENT) as running:
-        running.keeps_prefixes = KEEPS in decode
+    keeps, delay = request.param
+    decode, environment = f"{DECODE} {keeps}".split(), ENVIRONMENT | {DELAY_VARIABLE: delay}
+    with ServerPair(trained_checkpoint, *ARGUMENTS.split(), decode=decode, environment=environment) as running:
+        running.keeps_prefixes = bool(keeps)
         yield running
 
 
@@ -86,6 +93,20 @@ def test_dense_and_sparse_prompts_are_kept_apart(pair, oracle, nothing_leaks):
     for prompt in (longer[:900], longer, other, other[:900]):
         answer, _ = generate(pair, prompt, 20)
         oracle.check(prompt, answer, TOLERANCE)
+
+
+def test_pages_on_their_way_are_not_overwritten(pair, oracle, nothing_leaks):
+    """Chunks of a sparse prompt are sent that begin as a dense one did; the pool is full, so freed pages are taken.
+
+    Once a snapshot lies where the prompts part, the cache frees the prompt's own pages up to there: it has others.
+    """
+    for seed in (50, 51):
+        pair.flush_cache()
+        for length in (1000, 2500):
+            generate(pair, prompt_of(length), 1)
+        longer = prompt_of(1200, seed)
+        for prompt in (longer[:900], longer):
+            oracle.check(prompt, generate(pair, prompt, 6)[0], TOLERANCE)
 
 
 def test_several_at_once(pair, oracle, nothing_leaks):

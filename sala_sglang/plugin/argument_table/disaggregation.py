@@ -5,22 +5,16 @@ from sala_sglang.plugin.argument_table.verdict import OFF, read, refused, tested
 _PAIR, _LIMITS = "serving/test_disaggregation.py", "plugin/test_server_arguments.py"
 
 VERDICTS = (
-    refused(
-        "disaggregation_mode",
-        "`null`; with `SALA_PREFILL_APART=1` `prefill` and `decode`",
-        "now and then a prompt got another answer from two servers than from one",
-        _LIMITS,
-    ),
     tested(
         _PAIR,
-        "disaggregation_bootstrap_port disaggregation_decode_enable_radix_cache "
+        "disaggregation_mode disaggregation_bootstrap_port disaggregation_decode_enable_radix_cache "
         "disaggregation_decode_extra_slots num_reserved_decode_tokens",
         "compressed keys are made anew where a prompt arrives",
     ),
     refused(
         "disaggregation_transfer_backend",
-        "`mooncake`, `mooncake_tcp`; on GPUs `nixl`",
-        "the others move nothing, or are written for other hardware",
+        "`mooncake`, `mooncake_tcp`",
+        "nixl was not tried, the others move nothing, or are written for other hardware",
         _PAIR,
     ),
     refused("enable_pd_role_switch", OFF, "a role does not change: start another server"),

@@ -16,6 +16,17 @@ _BOTH = tuple(
     for mode in ("prefill", "decode")
 )
 
+_PREFILL = (
+    Touch(
+        target="sglang.srt.disaggregation.prefill.SchedulerDisaggregationPrefillMixin.send_kv_chunk",
+        how=AROUND,
+        process=WORKER,
+        when=f"{DISAGGREGATION} prefill",
+        why="pages on their way could be freed as duplicates by the next snapshot, and taken by the next chunk",
+        until="SGLang frees duplicates behind the transfers that read them",
+    ),
+)
+
 _DECODE = (
     Touch(
         target="sglang.srt.disaggregation.decode.SchedulerDisaggregationDecodeMixin.get_new_prebuilt_batch",
@@ -70,4 +81,4 @@ _ON_CPU = (
     ),
 )
 
-TOUCHES = (*_BOTH, *_DECODE, *_ON_CPU)
+TOUCHES = (*_BOTH, *_PREFILL, *_DECODE, *_ON_CPU)
