@@ -29,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="print what is installed, what would serve, and what is missing")
     doctor.add_argument("--touches", action="store_true", help="print every touch on SGLang, and why, instead")
+    doctor.add_argument(
+        "server_arguments",
+        nargs="*",
+        metavar="-- ARGUMENTS",
+        help="of sglang.launch_server: print what a server would make of them instead",
+    )
     doctor.set_defaults(run=_doctor)
 
     plan = commands.add_parser("plan", help="say whether a load fits on a GPU, and the arguments of a server for it")
@@ -232,6 +238,10 @@ def _tasks(value: str) -> tuple[str, ...]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.server_arguments:
+        from sala_sglang.plugin import resolved
+
+        return resolved.report(options.server_arguments)
     from sala_sglang import doctor
 
     return doctor.print_touches() if options.touches else doctor.run()

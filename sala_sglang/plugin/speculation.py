@@ -8,6 +8,8 @@ not be what they are without speculation.
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin import draft_model
 
@@ -106,12 +108,17 @@ def leave_memory_for_stash(original: Callable, configurator: Any, total_rest_mem
     """GiB that are left for pages after the states, and after k and v of the rows of a verify step."""
     from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
 
-    config: SALAConfig = configurator.model_config.hf_config
+    model = configurator.model_config
     rows = get_schedule().max_running_requests * get_spec().speculative_num_draft_tokens
-    geometry = config.lightning_geometry
-    row_values = 2 * geometry.num_heads // get_parallel().attn_tp_size * geometry.head_dim
-    stash = len(config.lightning_layer_ids) * rows * row_values * configurator.model_config.dtype.itemsize
+    stash = rows * row_bytes(model.hf_config, model.dtype, get_parallel().attn_tp_size)
     return original(configurator, total_rest_memory) - stash / 2**30
+
+
+def row_bytes(config: SALAConfig, dtype: torch.dtype, ranks: int) -> int:
+    """Bytes of k and v that all lightning layers of a rank keep of a row of a verify step."""
+    geometry = config.lightning_geometry
+    row_values = 2 * geometry.num_heads // ranks * geometry.head_dim
+    return len(config.lightning_layer_ids) * row_values * dtype.itemsize
 
 
 _POOLS = "sglang.srt.mem_cache.kv_cache_configurator"
