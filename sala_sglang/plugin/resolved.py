@@ -7,18 +7,15 @@ from typing import Any
 from sala_sglang.config import SALAConfig
 from sala_sglang.plugin.argument_table import without_effect
 
-PLUGIN = "sala-sglang"
 UNSET = "not given"
-OWN_SOURCES = "sala_sglang.", "model_overrides"  # the second are what this package registered for its model
 UNSAID = {"random_seed", "uses_mamba_radix_cache"}  # drawn at random; no argument but a note of SGLang's
 KIB, MIB = 2**10, 2**20
 
 
 def report(arguments: list[str]) -> int:
-    """Print what ``python -m sglang.launch_server`` with ``arguments`` would serve; 0, or 1 where it is refused.
+    """Print what ``python -m sglang.launch_server`` with ``arguments`` would serve; 0, or 1 where it would not start.
 
-    ValueError from SGLang or this plugin is printed as the reason. Impossible words end the process with code 2, as
-    they do for the server.
+    Impossible words end the process with code 2, as they do for the server.
     """
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -26,41 +23,40 @@ def report(arguments: list[str]) -> int:
     logging.disable(logging.INFO)
     load_plugins()
     server_args = prepare_server_args(arguments)
+    given = _values(server_args)
     try:
         server_args.resolve_once()
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: there is no such model
         print(f"A server would not start: {error}")
         return 1
-    lines = list(_chosen(server_args))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)] if lines else []
-    for line in lines:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+    lines = list(_chosen(given, _values(server_args)))
+    width = max((len(name) for name, _ in lines), default=0)
+    for name, change in lines:
+        print(f"{name:<{width}}  {change}")
     for text in _speculation(server_args):
         print(text)
     print("A server would start.")
     return 0
 
 
-def _chosen(server_args: Any) -> Iterator[tuple[str, str, str]]:
-    """(argument, what was given and what is taken, who chose) where these differ, in the order of the choices.
+def _values(server_args: Any) -> dict[str, Any]:
+    """All arguments as they are now."""
+    from sglang.srt.arg_groups.arg_utils import field_names
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    return {name: resolution_result(server_args, name) for name in field_names(type(server_args))}
+
+
+def _chosen(given: dict[str, Any], taken: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(argument, what was given and what is taken) where these differ.
 
     Without arguments that cannot touch the model, names that are the model's path, and what is drawn at random.
     """
-    from sglang.srt.arg_groups.overrides import resolution_result
-
-    given: dict[str, Any] = server_args._raw_input
-    by: dict[str, str] = {}
-    for source, declared in server_args._resolved_overrides:
-        by |= dict.fromkeys(declared, PLUGIN if source.startswith(OWN_SOURCES) else "SGLang")
-    for name in without_effect().keys() | UNSAID:
-        by.pop(name, None)
-    for name, source in by.items():
-        taken = resolution_result(server_args, name)
-        same = taken in (given[name], given["model_path"])
-        if name.startswith("_") or not isinstance(taken, (str, int, float)) or same:
-            continue
-        before = UNSET if given[name] is None else str(given[name])
-        yield f"--{name.replace('_', '-')}", f"{before} -> {taken}", source
+    for name in sorted(given.keys() - without_effect().keys() - UNSAID):
+        before, now = given[name], taken[name]
+        shown = isinstance(now, (str, int, float)) and now not in (before, given["model_path"])
+        if shown and not name.startswith("_"):
+            yield f"--{name.replace('_', '-')}", f"{UNSET if before is None else before} -> {now}"
 
 
 def _speculation(server_args: Any) -> Iterator[str]:

@@ -94,7 +94,7 @@ def server_arguments(words: list[str]) -> list[str] | None:
         case ["scripts/launch_server.sh", *given]:
             given = with_value(given, "--venv", None)
             given = with_value(given, "--index-url", None)
-        case ["python", "-m", "sglang.launch_server", *given]:
+        case ["python", "-m", "sglang.launch_server", *given] | ["sala-sglang", "doctor", "--", *given]:
             pass
         case ["sglang", "serve", *given]:
             if given and not given[0].startswith("-"):
@@ -200,7 +200,9 @@ def parsed_together(words: list[str], folder: Path) -> None:
 
 
 RULES = (
-    Rule(r"scripts/launch_server\.sh|python -m sglang\.launch_server|sglang serve", parsed_together),
+    Rule(
+        r"scripts/launch_server\.sh|python -m sglang\.launch_server|sglang serve|sala-sglang doctor --", parsed_together
+    ),
     Rule(r"curl", with_server),
     Rule(r"sala-sglang", check_cli),
     Rule(r"python -m (?:benchmarks|training|tests)\.\S+", check_module),

@@ -23,6 +23,7 @@ CASES = {
     "lookup": "--speculative-algorithm NGRAM --speculative-num-draft-tokens 6 --max-running-requests 8",
     "head": HEAD,
     "page": "--page-size 16",
+    "nowhere": "--model-path no/such/model",
     "unknown": "--no-such-argument",
 }
 
@@ -37,14 +38,14 @@ def reports(trained_checkpoint) -> dict[str, tuple[str, int]]:
     return dict(zip(CASES, zip(texts[::2], map(int, texts[1::2]), strict=True), strict=True))
 
 
-def test_what_is_chosen_and_by_whom(reports):
+def test_what_is_chosen(reports):
     text, code = reports["plain"]
     assert code == 0 and text.endswith("A server would start.\n") and "drafts" not in text
     rows = [re.split(r" {2,}", line) for line in text.splitlines()[:-1]]
-    assert ["--page-size", "not given -> 64", "sala-sglang"] in rows
-    assert ["--attention-backend", "not given -> sala", "sala-sglang"] in rows
-    assert ["--tool-call-parser", "not given -> minicpm5", "sala-sglang"] in rows
-    assert ["--sampling-backend", "not given -> pytorch", "SGLang"] in rows
+    assert ["--page-size", "not given -> 64"] in rows
+    assert ["--attention-backend", "not given -> sala"] in rows
+    assert ["--tool-call-parser", "not given -> minicpm5"] in rows
+    assert ["--sampling-backend", "not given -> pytorch"] in rows
     assert not {"--random-seed", "--served-model-name", "--dcp-comm-backend"} & {row[0] for row in rows}
 
 
@@ -66,4 +67,6 @@ def test_what_is_refused(reports):
         text
         == "A server would not start: MiniCPM-SALA: page_size = 16 is not supported; allowed: 64, the sparse block\n"
     )
+    text, code = reports["nowhere"]
+    assert code == 1 and text.startswith("A server would not start: ") and "no/such/model" in text
     assert reports["unknown"] == ("", 2)
