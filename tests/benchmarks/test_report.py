@@ -20,6 +20,10 @@ from benchmarks.report.tables.history import OTHERS
 
 NOT_SHOWN = {
     "operators/variants.csv": "what was tried belongs to the lab notes",
+    "training/tools.csv": "what was tried belongs to the lab notes",
+    "training/tools_blocks_gpu_460.csv": "what was tried belongs to the lab notes",
+    "training/tools_blocks_gpu_460_cpu_430.csv": "what was tried belongs to the lab notes",
+    "training/tools_blocks_cpu_2060.csv": "what was tried belongs to the lab notes",
     "operators/registers.csv": "the compiler's figures, which are no measurement",
     "operators/linear_predicted.csv": "predictions, which are no measurement",
     "serving/imports.csv": "on the page about what a start takes",
