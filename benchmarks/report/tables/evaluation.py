@@ -30,6 +30,13 @@ RETRIEVAL = Table(
     command="python -m benchmarks.evaluation.retrieval",
     reduce=mean,
 )
+RETRIEVAL_QUANTISED = replace(
+    RETRIEVAL,
+    sources=("evaluation/retrieval.csv", "evaluation/retrieval_fp8.csv", "evaluation/retrieval_w4a16.csv"),
+    show={"attention": one_of("selected")},
+    across=(Column("model", ""),),
+    baseline="sala-tiny in sixteen bits",
+)
 PROMPTS = Table(
     sources=("evaluation/prompts.csv",),
     where={"seconds_per_prompt": given},
