@@ -111,6 +111,7 @@ TABLES = {
     ),
     "blocks": BLOCKS,
     "retrieval": RETRIEVAL,
+    "retrieval with quantised weights": RETRIEVAL_QUANTISED,
     "retrieval on a GPU": replace(RETRIEVAL, sources=("evaluation/retrieval_gpu.csv",)),
     "building prompts": PROMPTS,
     "keys and values in FP8": FP8_KV,
