@@ -27,7 +27,6 @@ LIMITS = (
     ("enable_lora", (None, False), "adapters were not tried with prompts of another server"),
     ("lora_paths", (None,), "adapters were not tried with prompts of another server"),
     ("dp_size", (1,), "a router divides requests over servers: start more of them"),
-    ("tp_size", (1,), "ranks were not tried with pages and states that travel"),
     ("pp_size", (1,), "stages were not tried with pages and states that travel"),
     ("enable_hierarchical_cache", (False,), "pages in host memory were not tried with those that travel"),
 )

@@ -35,7 +35,7 @@ REFUSED = {
     "--disaggregation-transfer-backend nixl --disaggregation-mode prefill": "'mooncake', 'mooncake_tcp'",
     "--disaggregation-transfer-backend fake --disaggregation-mode decode": "'mooncake', 'mooncake_tcp'",
     "--pp-size 2 --disaggregation-mode prefill": "1",
-    "--tp-size 2 --disaggregation-mode decode": "1",
+    "--pp-size 2 --disaggregation-mode decode": "1",
     "--dp-size 2 --disaggregation-mode prefill": "1",
     "--speculative-algorithm NGRAM --disaggregation-mode decode": "None",
     "--enable-lora --max-lora-rank 8 --lora-target-modules all --disaggregation-mode prefill": "None, False",

@@ -41,16 +41,22 @@ def oracle(trained_checkpoint) -> Oracle:
     return Oracle(trained_checkpoint)
 
 
-# Pairs of servers: what the one that decodes is told beside DECODE, and seconds before a transfer reads its pages. The
-# others are as fast as they can be, so that requests are aborted and retracted in other moments.
-PAIRS = {"decode keeps nothing, transfers are slow": ("", "0.3"), "decode keeps prefixes": (KEEPS, "0")}
+# Pairs of servers: what both are told beside ARGUMENTS, what the one that decodes is told beside DECODE, and seconds
+# before a transfer reads its pages. The others are as fast as they can be, so that requests are aborted and retracted
+# in other moments.
+PAIRS = {
+    "decode keeps nothing, transfers are slow": ("", "", "0.3"),
+    "decode keeps prefixes": ("", KEEPS, "0"),
+    "two ranks each": ("--tp-size 2", KEEPS, "0.1"),
+}
 
 
 @pytest.fixture(scope="module", params=list(PAIRS.values()), ids=list(PAIRS))
 def pair(request, trained_checkpoint):
-    keeps, delay = request.param
+    both, keeps, delay = request.param
     decode, environment = f"{DECODE} {keeps}".split(), ENVIRONMENT | {DELAY_VARIABLE: delay}
-    with ServerPair(trained_checkpoint, *ARGUMENTS.split(), decode=decode, environment=environment) as running:
+    arguments = f"{ARGUMENTS} {both}".split()
+    with ServerPair(trained_checkpoint, *arguments, decode=decode, environment=environment) as running:
         running.keeps_prefixes = bool(keeps)
         yield running
 

@@ -32,8 +32,8 @@ RETRIEVAL = Table(
 )
 RETRIEVAL_QUANTISED = replace(
     RETRIEVAL,
-    sources=("evaluation/retrieval.csv", "evaluation/retrieval_fp8.csv", "evaluation/retrieval_w4a16.csv"),
-    show={"attention": one_of("selected")},
+    sources=tuple(f"evaluation/retrieval_{recipe}.csv" for recipe in ("16_bits", "fp8", "w4a16")),
+    down=(Column("tokens", "tokens of prompt and answer"),),
     across=(Column("model", ""),),
     baseline="sala-tiny in sixteen bits",
 )
