@@ -69,4 +69,18 @@ QUANTIZATION = (
         "counted = (blocks <= current)[:, None]",
         "tests/quantization/test_blocks.py::test_forced_blocks_do_not_count",
     ),
+    Mistake(
+        "rows of FP8: layers with adapters get them",
+        "sala_sglang/models/skinny_linear.py",
+        "_takes(targets.FLOAT8_ROWS) and not get_lora().enable_lora",
+        "_takes(targets.FLOAT8_ROWS)",
+        "tests/models/test_products.py::test_methods_of_a_model",
+    ),
+    Mistake(
+        "rows of FP8: their kernels are compiled ahead for cards that do not take them",
+        "sala_sglang/ahead/command.py",
+        "float8_rows=takes(targets.FLOAT8_ROWS, capability) and any(",
+        "float8_rows=any(",
+        "tests/ahead/test_warm.py::test_prompts_of_fp8_weights_have_kernels_where_rows_are_written_in_fp8",
+    ),
 )

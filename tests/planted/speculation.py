@@ -153,6 +153,20 @@ SPECULATION = (
         f"{_MODEL_TESTS}::test_a_head_whose_checkpoint_lacks_a_tensor_is_refused",
     ),
     Mistake(
+        "draft models: they compute in the dtype of their own checkpoint",
+        _MODEL,
+        "config.dtype = _served[SALAConfig]",
+        "config.dtype = config.dtype",
+        f"{_MODEL_TESTS}::test_a_draft_model_follows_the_served_one",
+    ),
+    Mistake(
+        "draft models: float32 is taken on a GPU",
+        _MODEL,
+        'GPU_DTYPES = "auto",',
+        'GPU_DTYPES = "auto", "float32",',
+        f"{_MODEL_TESTS}::test_a_draft_model_on_a_gpu_has_sixteen_bits",
+    ),
+    Mistake(
         "draft models: new weights of the served model are written into them",
         _MODEL,
         '"target" if selector == "all" else selector',
