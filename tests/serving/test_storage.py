@@ -166,6 +166,7 @@ def test_other_weights_have_other_files(server, ask, tiny_checkpoint, tmp_path):
         folder.mkdir()
         shutil.copy(tiny_checkpoint / "config.json", folder)
         save_file({HEAD: weight.contiguous()}, folder / "model.safetensors", metadata={"format": "pt"})
+        server.flush_cache()  # waits until files are written: SGLang does not flush while they are, and answers 400
         answer = server.post("/update_weights_from_disk", {"model_path": str(folder), "load_format": "auto"})
         assert answer["success"], answer
         assert cached(generate(server, UPDATED, 1)[1]) == found

@@ -87,6 +87,7 @@ def test_other_weights_of_one_stage_have_other_files_on_both(server, start, tiny
     """What the second stage computes from other embeddings must not be kept under the names of before."""
     folders = {"plain": tiny_checkpoint, "scaled": with_other_embeddings(tiny_checkpoint, tmp_path / "scaled")}
     for name, found in ("plain", {}), ("scaled", {}), ("plain", None), ("scaled", None):
+        server.flush_cache()  # waits until the server is at rest, as SGLang asks for
         answer = server.post("/update_weights_from_disk", {"model_path": str(folders[name]), "load_format": "auto"})
         assert answer["success"], answer
         before = len(written(start.files))
