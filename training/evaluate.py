@@ -6,7 +6,6 @@ finding the right blocks is worth.
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from sala_kernels.layout import SparseGeometry
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM, sparse
 from training.data import Encoder
+from training.saved_runs import write_rows
 
 MODES = ("dense", "sparse", "random")
 NEVER_SPARSE = 1 << 30
@@ -120,10 +120,7 @@ def main() -> None:
         for result in measure(model, encoder, tokens, options.conversations, options.seed):
             print(result, flush=True)
             results.append(asdict(result))
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, results[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(results)
+    write_rows(options.output, results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ right ones.
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -16,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sala_sglang.hf import MiniCPMSALAForCausalLM
+from training.saved_runs import write_rows
 from training.tool_conversations import TOOLS, Exchange, choose_tools, exchange, written_call
 
 THINKING = {"unset": None, "on": True, "off": False}
@@ -111,10 +111,7 @@ def main() -> None:
         for one in measure(model, AutoTokenizer.from_pretrained(path), options.exchanges, options.seed):
             print(path.name, one, flush=True)
             rows.append({"model": path.name} | one | where)
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ def adjust_arguments(server_args: Any, previous: Callable) -> None:
     environment.snapshot_spacing_tokens()
     environment.check_state_dtype()
     environment.forced_paths()
+    environment.own_rows()
     use_python_tree_with_another_torch()
     _declare_sizes(server_args, config)
     declare_memory_defaults(server_args, config, model)

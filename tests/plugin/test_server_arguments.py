@@ -165,6 +165,11 @@ def test_states_of_another_dtype_in_the_environment_are_refused(served):
     assert "SGLANG_MAMBA_SSM_DTYPE = 'bfloat16' is not possible; allowed: float32" in found["error"]
 
 
+def test_products_that_do_not_exist_are_refused(served):
+    (found,) = resolve([served], SALA_OWN_PRODUCTS="rows,producers")
+    assert "SALA_OWN_PRODUCTS = 'rows,producers' is not possible; allowed: 'rows'" in found["error"]
+
+
 def test_paths_that_do_not_exist_are_refused(served):
     (found,) = resolve([served], SALA_PATHS="tma=on")
     assert "SALA_PATHS = 'tma=on' is not possible; allowed: NAME=on or NAME=off, separated by commas" in found["error"]

@@ -5,7 +5,6 @@ taken to run at a rate that large products reach on such a card.
 """
 
 import argparse
-import csv
 from math import prod
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from sala_sglang.checkpoint.parameter_shapes import tensor_shapes
 from sala_sglang.config import SALAConfig
 from training.drafts.eagle3 import Eagle3Head, head_config
+from training.saved_runs import write_rows
 
 # benchmarks/results/training/speed.csv: prefill of random weights, with flash-linear-attention, and its peak of memory.
 TARGET_SECONDS = {2048: 0.0841, 8192: 0.4385, 32768: 3.2545}
@@ -72,10 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     target = SALAConfig()
     rows = [row(target, tokens, size) for tokens in TARGET_SECONDS for size in (32000, target.vocab_size)]
-    with options.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output, rows)
 
 
 if __name__ == "__main__":
